@@ -1,0 +1,109 @@
+//! Who is inside, and whether anyone may still come in: what draining needs to know.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use tokio::sync::Notify;
+use tokio::time::timeout_at;
+
+use crate::Deadline;
+
+const CLOSED: usize = 1 << (usize::BITS - 1);
+
+/// What a drain left behind.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[must_use = "calls may have been abandoned"]
+pub struct Drained {
+    /// Calls still running at the deadline.
+    pub abandoned: usize,
+}
+
+/// Counts those inside and lets nobody in once closed. One word: the top bit closes, the rest count.
+#[derive(Debug, Default)]
+pub(crate) struct Gate {
+    word: AtomicUsize,
+    empty: Notify,
+}
+
+impl Gate {
+    /// Lets one call in, unless the gate is closed.
+    pub(crate) fn enter(self: &Arc<Self>) -> Option<Inside> {
+        if self.word.fetch_add(1, Ordering::AcqRel) & CLOSED == 0 {
+            return Some(Inside(Arc::clone(self)));
+        }
+        self.leave();
+        None
+    }
+
+    pub(crate) fn is_closed(&self) -> bool {
+        self.word.load(Ordering::Acquire) & CLOSED != 0
+    }
+
+    /// Closes the gate and waits until all are out, or `deadline`.
+    pub(crate) async fn drain(&self, deadline: Deadline) -> Drained {
+        self.word.fetch_or(CLOSED, Ordering::AcqRel);
+        let all_out = async {
+            loop {
+                let mut notified = std::pin::pin!(self.empty.notified());
+                notified.as_mut().enable();
+                if self.inside() == 0 {
+                    return;
+                }
+                notified.await;
+            }
+        };
+        let _ = timeout_at(deadline.instant(), all_out).await;
+        Drained { abandoned: self.inside() }
+    }
+
+    fn inside(&self) -> usize {
+        self.word.load(Ordering::Acquire) & !CLOSED
+    }
+
+    fn leave(&self) {
+        if self.word.fetch_sub(1, Ordering::AcqRel) == CLOSED + 1 {
+            self.empty.notify_waiters();
+        }
+    }
+}
+
+/// One call inside the gate; dropping it is leaving.
+#[derive(Debug)]
+pub(crate) struct Inside(Arc<Gate>);
+
+impl Drop for Inside {
+    fn drop(&mut self) {
+        self.0.leave();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_drain_ends_with_the_last_call_and_lets_no_new_one_in() {
+        let gate = Arc::new(Gate::default());
+        let inside = gate.enter().unwrap();
+        let drain = tokio::spawn({
+            let gate = Arc::clone(&gate);
+            async move { gate.drain(Deadline::within(Duration::from_secs(60))).await }
+        });
+        tokio::task::yield_now().await;
+        assert!(gate.enter().is_none());
+        drop(inside);
+        assert_eq!(drain.await.unwrap(), Drained { abandoned: 0 });
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_drain_that_cannot_finish_says_what_it_abandons() {
+        let gate = Arc::new(Gate::default());
+        let _inside = (gate.enter(), gate.enter());
+        assert_eq!(
+            gate.drain(Deadline::within(Duration::from_secs(1))).await,
+            Drained { abandoned: 2 }
+        );
+    }
+}

@@ -1,0 +1,60 @@
+//! Decides whether and when to call a service: circuit breaker, retry, budget, deadline, pipeline.
+//!
+//! Nothing here opens a socket or knows a driver. Connectors hand their calls to a [`Pipeline`],
+//! which orders the layers once and for all:
+//!
+//! ```text
+//! deadline → retry (budget) → breaker → bulkhead → attempt timeout → operation
+//! ```
+//!
+//! What several rooms need to agree on lives here as plain nouns: [`Verdict`], [`Deadline`],
+//! [`Endpoint`], [`Health`], [`Event`].
+
+mod backoff;
+mod breaker;
+mod budget;
+mod bulkhead;
+mod circuit;
+mod deadline;
+mod endpoint;
+mod error;
+mod gate;
+mod health;
+mod observe;
+mod permit;
+mod pipeline;
+mod registry;
+mod retry;
+#[cfg(feature = "settings")]
+pub mod settings;
+mod verdict;
+
+#[cfg(feature = "macros")]
+#[doc(hidden)]
+pub mod macro_support;
+
+pub use backoff::Backoff;
+pub use breaker::{
+    CircuitBreaker, CircuitBreakerBuilder, CircuitSettings, CircuitSnapshot, CircuitState,
+    OutcomeCounts,
+};
+pub use budget::RetryBudget;
+pub use bulkhead::Bulkhead;
+pub use deadline::Deadline;
+pub use endpoint::{
+    Address, AddressError, Conditions, Endpoint, EndpointSet, Freshness, Role, WatchedEndpoints,
+};
+pub use error::{
+    AttemptTimeout, BulkheadFull, CallError, CircuitOpen, DeadlineExceeded, Draining, Failed,
+    InvalidSetting,
+};
+pub use gate::Drained;
+pub use health::{Health, HealthCheck, HealthStatus, PoolStatus};
+pub use observe::{CallOutcome, Event, Observe, add_observer, emit};
+pub use permit::{Outcome, Permit};
+pub use pipeline::{Attempt, Call, Pipeline, PipelineBuilder};
+pub use registry::CircuitRegistry;
+#[cfg(feature = "macros")]
+pub use resilience_macros::{circuit_breaker, with_retry};
+pub use retry::{RetryPolicy, RetryPolicyBuilder};
+pub use verdict::{AnyError, Blame, Classify, Replay, Verdict};
