@@ -1,6 +1,7 @@
 //! How many calls may be in flight to one dependency, so that a slow one cannot take every task.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -15,6 +16,7 @@ pub struct Bulkhead {
     places: Arc<Semaphore>,
     limit: usize,
     wait: Duration,
+    waiting: Arc<AtomicUsize>,
 }
 
 impl Bulkhead {
@@ -31,7 +33,8 @@ impl Bulkhead {
         if !(1..=Semaphore::MAX_PERMITS).contains(&limit) {
             return Err(InvalidSetting::new("bulkhead limit", limit, "1 or more"));
         }
-        Ok(Self { name: name.into(), places: Arc::new(Semaphore::new(limit)), limit, wait })
+        let places = Arc::new(Semaphore::new(limit));
+        Ok(Self { name: name.into(), places, limit, wait, waiting: Arc::default() })
     }
 
     /// Takes a place, waiting no longer than the bulkhead and `deadline` allow.
@@ -47,6 +50,7 @@ impl Bulkhead {
         if let Ok(place) = Arc::clone(&self.places).try_acquire_owned() {
             return Ok(place);
         }
+        let _queued = Queued::new(&self.waiting);
         let until = Deadline::within(self.wait).min(deadline).instant();
         match timeout_at(until, Arc::clone(&self.places).acquire_owned()).await {
             Ok(Ok(place)) => Ok(place),
@@ -68,10 +72,32 @@ impl Bulkhead {
         self.places.available_permits()
     }
 
+    /// How many calls wait for a place.
+    #[must_use]
+    pub fn waiting(&self) -> usize {
+        self.waiting.load(Ordering::Relaxed)
+    }
+
     /// The longest wait for a place.
     #[must_use]
     pub fn wait(&self) -> Duration {
         self.wait
+    }
+}
+
+/// One call in the queue; dropping it is leaving the queue.
+struct Queued<'a>(&'a AtomicUsize);
+
+impl<'a> Queued<'a> {
+    fn new(waiting: &'a AtomicUsize) -> Self {
+        waiting.fetch_add(1, Ordering::Relaxed);
+        Self(waiting)
+    }
+}
+
+impl Drop for Queued<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -104,8 +130,10 @@ mod tests {
             async move { bulkhead.acquire(endless).await.is_ok() }
         });
         tokio::task::yield_now().await;
+        assert_eq!(bulkhead.waiting(), 1);
         waiting.abort();
         let _ = waiting.await;
+        assert_eq!(bulkhead.waiting(), 0);
         drop(held);
         assert_eq!(bulkhead.available(), 1);
     }

@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use serde::{Serialize, Serializer};
 use tokio::time::Instant;
 
-use crate::{CircuitBreaker, Deadline};
+use crate::{Bulkhead, CircuitBreaker, Deadline};
 
 /// The state of a service's health, from best to worst but for [`Unknown`](Self::Unknown).
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq, Serialize)]
@@ -101,6 +101,17 @@ pub struct PoolStatus {
     pub waiting: usize,
 }
 
+/// What stands behind a service, in the words of OpenTelemetry's database conventions. Never a secret.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Backend {
+    /// The kind of server, such as `postgresql`, `redis` or `opensearch`.
+    pub system: &'static str,
+    /// Its host, or the first of several.
+    pub address: Option<Cow<'static, str>>,
+    /// Its port.
+    pub port: Option<u16>,
+}
+
 /// Something whose health can be asked. Every manager is one; so can anything of the application's be.
 ///
 /// ```
@@ -129,8 +140,19 @@ pub trait HealthCheck: Send + Sync {
         None
     }
 
-    /// The breaker in front of the service, if there is one.
+    /// The breaker in front of the service, if there is one. Calls to the service are counted under
+    /// the same name.
     fn breaker(&self) -> Option<CircuitBreaker> {
+        None
+    }
+
+    /// The limit on calls in flight to the service, if there is one.
+    fn bulkhead(&self) -> Option<Bulkhead> {
+        None
+    }
+
+    /// What stands behind the service, where that is a database in the widest sense.
+    fn backend(&self) -> Option<Backend> {
         None
     }
 }

@@ -49,12 +49,13 @@ pub use error::{
     InvalidSetting,
 };
 pub use gate::Drained;
-pub use health::{Health, HealthCheck, HealthStatus, PoolStatus};
+pub use health::{Backend, Health, HealthCheck, HealthStatus, PoolStatus};
 pub use observe::{CallOutcome, Event, Observe, add_observer, emit};
 pub use permit::{Outcome, Permit};
 pub use pipeline::{Attempt, Call, Pipeline, PipelineBuilder};
 pub use registry::CircuitRegistry;
 #[cfg(feature = "macros")]
+#[doc(inline)]
 pub use resilience_macros::{circuit_breaker, with_retry};
 pub use retry::{RetryPolicy, RetryPolicyBuilder};
 pub use verdict::{AnyError, Blame, Classify, Replay, Verdict};

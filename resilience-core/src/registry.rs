@@ -47,7 +47,15 @@ impl CircuitRegistry {
         &self,
         builder: CircuitBreakerBuilder,
     ) -> Result<CircuitBreaker, InvalidSetting> {
-        let place = Location::caller();
+        self.get_or_create_at(builder, Location::caller())
+    }
+
+    /// [`get_or_create`](Self::get_or_create) for whoever asks on behalf of another place.
+    pub(crate) fn get_or_create_at(
+        &self,
+        builder: CircuitBreakerBuilder,
+        place: &'static Location<'static>,
+    ) -> Result<CircuitBreaker, InvalidSetting> {
         let breaker = builder.build()?;
         let mut entries = self.lock();
         let entry = entries.entry(breaker.name().to_string()).or_insert_with(|| Entry {

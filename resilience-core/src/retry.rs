@@ -32,7 +32,7 @@ use crate::{Backoff, Deadline, InvalidSetting, RetryBudget};
 /// ```
 #[derive(Clone, Debug)]
 pub struct RetryPolicy {
-    name: Arc<str>,
+    pub(crate) name: Arc<str>,
     max_retries: u32,
     base_delay: Duration,
     max_delay: Duration,
@@ -121,11 +121,7 @@ impl RetryPolicy {
                 Err(error) => error,
             };
             match retries.next(retryable(&error), None, Deadline::current()) {
-                #[expect(
-                    clippy::disallowed_methods,
-                    reason = "a caller that is not async has no other way to wait"
-                )]
-                Some(delay) => std::thread::sleep(delay),
+                Some(delay) => block(delay),
                 None => return Err(error),
             }
         }
@@ -138,6 +134,15 @@ impl RetryPolicy {
         }
         Retries { policy: self, name, waits: self.backoff(), attempts: 0 }
     }
+}
+
+/// Waits on the thread.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "a caller that is not async has no other way to wait"
+)]
+pub(crate) fn block(delay: Duration) {
+    std::thread::sleep(delay);
 }
 
 impl Default for RetryPolicy {
@@ -177,6 +182,7 @@ impl Retries<'_> {
         self.attempts += 1;
         let Self { policy, name, attempts, .. } = *self;
         if !may_repeat || attempts > policy.max_retries {
+            tracing::debug!(target: "shared_external::retry", %name, attempts, may_repeat, "attempt failed; none follows");
             return None;
         }
         let delay = self.waits.next()?.max(at_least.unwrap_or_default());
