@@ -1,0 +1,278 @@
+//! What services, breakers and alerts show Prometheus: handles made once, set whenever someone looks.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use metrics::{Counter, Gauge, Histogram, SharedString, counter, gauge, histogram};
+use resilience_core::{Bulkhead, CircuitState, HealthStatus, Outcome, OutcomeCounts, PoolStatus};
+
+use crate::names::{self, MAX_NAMES, OTHER, label};
+use crate::wall_clock::Timestamp;
+use crate::{AlertSeverity, CircuitReport, ServiceHealth};
+
+/// What a service's checks count as they end.
+pub(crate) struct CheckMeters {
+    duration: Histogram,
+    last_check: Gauge,
+    transitions: Counter,
+}
+
+impl CheckMeters {
+    pub(crate) fn new(service: &Arc<str>) -> Self {
+        let labels = [(label::EXTERNAL_SERVICE, Arc::clone(service))];
+        Self {
+            duration: histogram!(names::HEALTH_CHECK_DURATION, &labels),
+            last_check: gauge!(names::LAST_CHECK_TIMESTAMP, &labels),
+            transitions: counter!(names::HEALTH_TRANSITIONS, &labels),
+        }
+    }
+
+    pub(crate) fn checked(&self, took: Duration, ended: Timestamp) {
+        self.duration.record(took);
+        self.last_check.set(ended.since_epoch().as_secs_f64());
+    }
+
+    pub(crate) fn changed(&self) {
+        self.transitions.increment(1);
+    }
+}
+
+/// Everything that is as it is now.
+#[derive(Default)]
+pub(crate) struct Gauges {
+    services: HashMap<Arc<str>, ServiceGauges>,
+    circuits: HashMap<Arc<str>, CircuitMeters>,
+    circuit_names: Names,
+    alerts: Option<[Gauge; 4]>,
+}
+
+impl Gauges {
+    /// Shows a service. Its pool and bulkhead are labelled `calls`.
+    pub(crate) fn service(
+        &mut self,
+        service: &Arc<str>,
+        calls: &Arc<str>,
+        health: &ServiceHealth,
+        bulkhead: Option<&Bulkhead>,
+    ) {
+        let gauges = self.services.entry(Arc::clone(service));
+        gauges.or_insert_with(|| ServiceGauges::new(service, calls)).show(health, bulkhead);
+    }
+
+    /// Shows all breakers; those beyond the limit together.
+    pub(crate) fn circuits<'a>(&mut self, circuits: impl Iterator<Item = &'a CircuitReport>) {
+        let mut totals: BTreeMap<Arc<str>, CircuitTotals> = BTreeMap::new();
+        for report in circuits {
+            totals.entry(self.circuit_names.cap(&report.circuit.name)).or_default().add(report);
+        }
+        for (name, totals) in totals {
+            let meters = self.circuits.entry(Arc::clone(&name));
+            meters.or_insert_with(|| CircuitMeters::new(&name)).show(&totals);
+        }
+    }
+
+    /// Shows how many alerts fire.
+    pub(crate) fn alerts(&mut self, severities: impl Iterator<Item = AlertSeverity>) {
+        let gauges = self.alerts.get_or_insert_with(|| {
+            AlertSeverity::ALL
+                .map(|severity| gauge!(names::ALERTS_ACTIVE, label::SEVERITY => severity.as_str()))
+        });
+        let mut counts = [0_u32; 4];
+        severities.for_each(|severity| counts[severity as usize] += 1);
+        for (gauge, count) in gauges.iter().zip(counts) {
+            gauge.set(count);
+        }
+    }
+}
+
+struct ServiceGauges {
+    status: [Gauge; 4],
+    uptime: Absent,
+    calls: Arc<str>,
+    pool: Option<[Gauge; 4]>,
+    bulkhead: Option<[Gauge; 2]>,
+}
+
+impl ServiceGauges {
+    fn new(service: &Arc<str>, calls: &Arc<str>) -> Self {
+        let status = HealthStatus::ALL.map(|status| {
+            gauge!(names::HEALTH_STATUS, label::EXTERNAL_SERVICE => Arc::clone(service), label::STATUS => status.as_str())
+        });
+        let uptime = Absent::new(names::UPTIME_RATIO, label::EXTERNAL_SERVICE, service);
+        Self { status, uptime, calls: Arc::clone(calls), pool: None, bulkhead: None }
+    }
+
+    fn show(&mut self, health: &ServiceHealth, bulkhead: Option<&Bulkhead>) {
+        for (status, gauge) in HealthStatus::ALL.into_iter().zip(&self.status) {
+            gauge.set(u8::from(status == health.status));
+        }
+        self.uptime.set(health.uptime.day);
+        let calls = &self.calls;
+        if let Some(PoolStatus { in_use, idle, max, waiting }) = health.pool {
+            let gauges = self.pool.get_or_insert_with(|| pool_gauges(calls));
+            for (gauge, figure) in gauges.iter().zip([in_use, idle, max, waiting]) {
+                gauge.set(figure as f64);
+            }
+        }
+        if let Some(bulkhead) = bulkhead {
+            let gauges = self.bulkhead.get_or_insert_with(|| {
+                let labels = [(label::NAME, Arc::clone(calls))];
+                [gauge!(names::BULKHEAD_AVAILABLE, &labels), gauge!(names::BULKHEAD_MAX, &labels)]
+            });
+            for (gauge, figure) in gauges.iter().zip([bulkhead.available(), bulkhead.limit()]) {
+                gauge.set(figure as f64);
+            }
+        }
+    }
+}
+
+/// Used, idle, max and waiting.
+fn pool_gauges(pool: &Arc<str>) -> [Gauge; 4] {
+    let count = |state: &'static str| gauge!(names::CONNECTION_COUNT, label::POOL => Arc::clone(pool), label::POOL_STATE => state);
+    let labels = [(label::POOL, Arc::clone(pool))];
+    [
+        count("used"),
+        count("idle"),
+        gauge!(names::CONNECTION_MAX, &labels),
+        gauge!(names::CONNECTION_PENDING_REQUESTS, &labels),
+    ]
+}
+
+struct CircuitMeters {
+    states: [Gauge; 3],
+    calls: [Counter; 4],
+    not_permitted: Counter,
+    failure_ratio: Absent,
+}
+
+impl CircuitMeters {
+    fn new(name: &Arc<str>) -> Self {
+        Self {
+            states: CircuitState::ALL.map(|state| {
+                gauge!(names::CIRCUIT_STATE, label::NAME => Arc::clone(name), label::STATE => state.as_str())
+            }),
+            calls: Outcome::ALL.map(|outcome| {
+                counter!(names::CIRCUIT_CALLS, label::NAME => Arc::clone(name), label::KIND => outcome.as_str())
+            }),
+            not_permitted: counter!(names::CIRCUIT_NOT_PERMITTED, label::NAME => Arc::clone(name)),
+            failure_ratio: Absent::new(names::CIRCUIT_FAILURE_RATIO, label::NAME, name),
+        }
+    }
+
+    fn show(&mut self, totals: &CircuitTotals) {
+        for (gauge, count) in self.states.iter().zip(totals.states) {
+            gauge.set(count);
+        }
+        for (counter, outcome) in self.calls.iter().zip(Outcome::ALL) {
+            counter.absolute(totals.calls.of(outcome));
+        }
+        self.not_permitted.absolute(totals.not_permitted);
+        self.failure_ratio.set(totals.failure_ratio);
+    }
+}
+
+/// The figures of the breakers that share a label: of one, but for [`OTHER`].
+#[derive(Default)]
+struct CircuitTotals {
+    breakers: u32,
+    states: [u32; 3],
+    calls: OutcomeCounts,
+    not_permitted: u64,
+    failure_ratio: Option<f64>,
+}
+
+impl CircuitTotals {
+    fn add(&mut self, report: &CircuitReport) {
+        let circuit = &report.circuit;
+        for (count, state) in self.states.iter_mut().zip(CircuitState::ALL) {
+            *count += u32::from(state == circuit.state);
+        }
+        self.calls.success += circuit.calls.success;
+        self.calls.failure += circuit.calls.failure;
+        self.calls.excluded += circuit.calls.excluded;
+        self.calls.cancelled += circuit.calls.cancelled;
+        self.not_permitted += circuit.not_permitted;
+        // A ratio of several has no meaning.
+        self.failure_ratio = report.failure_ratio.filter(|_| self.breakers == 0);
+        self.breakers += 1;
+    }
+}
+
+/// The names that have a label value of their own.
+#[derive(Debug, Default)]
+struct Names(HashSet<Arc<str>>);
+
+impl Names {
+    /// `name`, or [`OTHER`] where there are too many already.
+    fn cap(&mut self, name: &Arc<str>) -> Arc<str> {
+        if self.0.len() < MAX_NAMES {
+            self.0.insert(Arc::clone(name));
+        }
+        self.0.get(name).cloned().unwrap_or_else(|| Arc::from(OTHER))
+    }
+}
+
+/// A gauge that may have no value: it is not made before the first, and not a number after the
+/// last, which rendering leaves out.
+struct Absent {
+    name: &'static str,
+    label: (&'static str, SharedString),
+    gauge: Option<Gauge>,
+}
+
+impl Absent {
+    fn new(name: &'static str, key: &'static str, value: &Arc<str>) -> Self {
+        Self { name, label: (key, SharedString::from(Arc::clone(value))), gauge: None }
+    }
+
+    fn set(&mut self, value: Option<f64>) {
+        if self.gauge.is_none() && value.is_none() {
+            return;
+        }
+        let Self { name, label: (key, of), .. } = self;
+        let gauge = self.gauge.get_or_insert_with(|| gauge!(*name, *key => of.clone()));
+        gauge.set(value.unwrap_or(f64::NAN));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use metrics_exporter_prometheus::PrometheusBuilder;
+    use resilience_core::CircuitBreaker;
+
+    use super::*;
+
+    #[test]
+    fn breakers_without_end_make_no_series_without_end() {
+        let recorder = PrometheusBuilder::new().build_recorder();
+        let _guard = metrics::set_default_local_recorder(&recorder);
+        let breakers: Vec<_> = (0..300)
+            .map(|tenant| {
+                CircuitBreaker::builder(format!("tenant-{tenant:03}")).fail_max(1).build().unwrap()
+            })
+            .collect();
+        for breaker in &breakers[250..] {
+            breaker.try_acquire().unwrap().failure();
+        }
+        let report = |breaker: &CircuitBreaker| {
+            let circuit = breaker.snapshot();
+            CircuitReport { circuit, failure_ratio: Some(1.0), slow_call_ratio: None }
+        };
+        let reports: Vec<_> = breakers.iter().map(report).collect();
+        let mut gauges = Gauges::default();
+        gauges.circuits(reports.iter());
+        gauges.circuits(reports.iter());
+        let text = recorder.handle().render();
+        let series = |start: &str| text.lines().filter(|line| line.starts_with(start)).count();
+        assert_eq!(series("resilience_circuit_breaker_not_permitted_calls_total{"), MAX_NAMES + 1);
+        for line in [
+            r#"resilience_circuit_breaker_state{name="_OTHER",state="open"} 44"#,
+            r#"resilience_circuit_breaker_calls_total{name="_OTHER",kind="failure"} 44"#,
+            r#"resilience_circuit_breaker_calls_total{name="tenant-255",kind="failure"} 1"#,
+        ] {
+            assert!(text.lines().any(|held| held == line), "{line} is missing in\n{text}");
+        }
+        assert!(!text.contains(r#"resilience_circuit_breaker_failure_ratio{name="_OTHER"}"#));
+    }
+}
