@@ -326,6 +326,7 @@ impl Layers {
             let open =
                 self.breaker.as_ref().is_some_and(|breaker| breaker.state() == CircuitState::Open);
             let may_repeat = verdict.may_repeat(idempotent) && !open;
+            retries.budgeted = verdict.blame != Blame::Local;
             match retries.next(may_repeat, verdict.retry_after, Some(deadline)) {
                 Some(delay) => tokio::time::sleep(delay).await,
                 None => return Err(error),

@@ -132,7 +132,7 @@ impl RetryPolicy {
         if let Some(budget) = &self.budget {
             budget.deposit();
         }
-        Retries { policy: self, name, waits: self.backoff(), attempts: 0 }
+        Retries { policy: self, name, waits: self.backoff(), attempts: 0, budgeted: true }
     }
 }
 
@@ -168,6 +168,8 @@ pub(crate) struct Retries<'a> {
     name: &'a Arc<str>,
     waits: Backoff,
     attempts: u32,
+    /// Whether the next retry costs the budget anything. What never reached the service does not.
+    pub(crate) budgeted: bool,
 }
 
 impl Retries<'_> {
@@ -190,7 +192,8 @@ impl Retries<'_> {
             tracing::debug!(target: "shared_external::retry", %name, attempts, ?delay, "no time left for another attempt");
             return None;
         }
-        if policy.budget.as_ref().is_some_and(|budget| !budget.try_withdraw()) {
+        let budget = policy.budget.as_ref().filter(|_| self.budgeted);
+        if budget.is_some_and(|budget| !budget.try_withdraw()) {
             tracing::debug!(target: "shared_external::retry", %name, attempts, "retry budget exhausted");
             emit(&Event::RetryBudgetExhausted { name });
             return None;

@@ -238,6 +238,10 @@ pub fn parse_duration(text: &str) -> Option<Duration> {
 pub fn redact_url(url: &str) -> String {
     let Some((scheme, rest)) = url.split_once("://") else { return "***".to_owned() };
     let (authority, tail) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));
+    if tail.contains('@') {
+        // A password with a bare '/', '?' or '#' ends the authority too early.
+        return format!("{scheme}://***");
+    }
     let tail = tail.split(['?', '#']).next().unwrap_or_default();
     match authority.rsplit_once('@') {
         Some((_, host)) => format!("{scheme}://***@{host}{tail}"),
@@ -467,6 +471,11 @@ mod tests {
     fn a_url_keeps_its_host_and_loses_its_password() {
         assert_eq!(redact_url("redis://user:p@ss@host:6379/0?x=secret"), "redis://***@host:6379/0");
         assert_eq!(redact_url("https://host:9200"), "https://host:9200");
+        for url in
+            ["redis://user:pa/ss@host", "redis://user:pa#ss@host/0", "redis://user:p@a?s@host"]
+        {
+            assert_eq!(redact_url(url), "redis://***", "{url}");
+        }
         assert_eq!(redact_url("hunter2"), "***");
     }
 

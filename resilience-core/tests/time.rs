@@ -199,6 +199,22 @@ async fn the_budget_bounds_what_all_calls_repeat() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn trouble_of_our_own_spends_no_retry_budget() {
+    let budget = RetryBudget::new(0.0, 1).unwrap();
+    let retry = RetryPolicy::builder().max_retries(3).budget(budget.clone()).build().unwrap();
+    let pipeline = Pipeline::builder("svc").retry(retry).build().unwrap();
+    let sent = Mutex::new(0);
+    let local = |_: &Refused| Verdict::local(Replay::Safe);
+    let refused = pipeline.run(Call::write(), &local, |_| {
+        *sent.lock().unwrap() += 1;
+        async { Err::<(), _>(Refused) }
+    });
+    refused.await.unwrap_err();
+    assert_eq!(*sent.lock().unwrap(), 4);
+    assert!(budget.try_withdraw(), "it was spent on what never reached the service");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_primary_with_a_fallback_leaves_it_half_of_the_time() {
     let started = Instant::now();
     let answer = pipeline(retries(9))
