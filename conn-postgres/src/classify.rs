@@ -1,0 +1,232 @@
+//! What an error of the database means: whose fault it is, and whether doing it again is safe.
+//!
+//! The server's SQLSTATE says most of it. The rest is where the error struck: a connection that breaks
+//! before COMMIT was sent has rolled back, one that breaks under an autocommitted statement may have
+//! executed it.
+
+use std::io;
+
+use resilience_core::{Blame, Classify, Replay, Verdict};
+
+use crate::defaults::SLOWLY;
+use crate::error::{Error, Exhausted, SqlError, Unreachable, database_error};
+
+/// Out of file descriptors: of the process, of the system.
+const NO_DESCRIPTORS: [i32; 2] = [24, 23];
+
+/// Reads the errors of this crate: [`Classify`] for a pipeline of your own.
+///
+/// | SQLSTATE or event | replay | blame |
+/// |---|---|---|
+/// | DNS, refused, connect timeout, TLS; 08001, 08004, 53300, 57P03 | safe | service |
+/// | pool exhausted, out of file descriptors | safe | local |
+/// | connection lost, 08xxx, 57P01, 57P02 under an autocommitted statement or COMMIT; 08007, 40003 | if idempotent | service |
+/// | the same within a transaction before COMMIT | transaction | service |
+/// | 40001, 40P01, 55P03, 25P03 | transaction | caller |
+/// | 25006 (read-only) | safe | service |
+/// | 26000, 42P05, 0A000 "cached plan", once | safe; within a transaction: transaction | caller |
+/// | 53100, 53200, 53400, 58030, after 5 s | transaction | service |
+/// | 57014 (cancelled, `statement_timeout`) | never | service |
+/// | everything else that the server answers: the statement was wrong | never | caller |
+///
+/// Once an earlier command of the same closure may have taken effect, "safe" and "transaction" become
+/// "if idempotent".
+#[derive(Clone, Copy, Debug, Default)]
+pub struct PgClassifier;
+
+impl Classify<Error> for PgClassifier {
+    fn verdict(&self, error: &Error) -> Verdict {
+        match error {
+            // A pipeline further in has done what there was to do.
+            Error::Exhausted(Exhausted { spent: true, .. }) => Verdict::local(Replay::Never),
+            Error::Unreachable(unreachable) if unreachable.spent => {
+                Verdict { replay: Replay::Never, ..connecting(unreachable) }
+            }
+            Error::Exhausted(_) => Verdict::local(Replay::Safe),
+            Error::Unreachable(unreachable) => connecting(unreachable),
+            Error::Closed { .. } | Error::Rejected(_) => Verdict::local(Replay::Never),
+            Error::Sql(SqlError { error, context }) => {
+                running(error, context.unwrap_or(Context::UNKNOWN))
+            }
+            Error::Aborted
+            | Error::Unfinished
+            | Error::TransactionControl(_)
+            | Error::Application(_) => Verdict::caller(Replay::Never),
+        }
+    }
+}
+
+/// Where an error struck.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) struct Context {
+    pub(crate) phase: Phase,
+    /// Something done earlier in the same closure may have taken effect.
+    pub(crate) effect: bool,
+    /// The caller gave the attempt less time than is fair to the server.
+    pub(crate) hurried: bool,
+    /// The statement cache was found stale before, in the same call.
+    pub(crate) stale: bool,
+}
+
+impl Context {
+    /// Nobody watched: the worst is assumed.
+    pub(crate) const UNKNOWN: Self =
+        Self { phase: Phase::Autocommit, effect: true, hurried: false, stale: true };
+}
+
+/// What was under way.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Phase {
+    /// Nothing was sent.
+    Unsent,
+    /// A statement outside a transaction.
+    Autocommit,
+    /// A statement in a transaction, before COMMIT.
+    Transaction,
+    /// COMMIT.
+    Commit,
+}
+
+fn connecting(unreachable: &Unreachable) -> Verdict {
+    let out_of_descriptors = |error: &io::Error| {
+        error.raw_os_error().is_some_and(|number| NO_DESCRIPTORS.contains(&number))
+    };
+    match (database_error(&unreachable.error), &*unreachable.error) {
+        (Some(answer), _) => match of_code(answer.code()) {
+            Meaning::Caller => Verdict::caller(Replay::Never),
+            Meaning::Slowly => Verdict::service(Replay::Safe).after(SLOWLY),
+            _ => Verdict::service(Replay::Safe),
+        },
+        (None, sqlx::Error::Configuration(_)) => Verdict::caller(Replay::Never),
+        (None, sqlx::Error::Io(error)) if out_of_descriptors(error) => Verdict::local(Replay::Safe),
+        (None, sqlx::Error::WorkerCrashed) => Verdict::local(Replay::Never),
+        (None, _) => Verdict::service(Replay::Safe),
+    }
+}
+
+fn running(error: &sqlx::Error, context: Context) -> Verdict {
+    use sqlx::Error as E;
+    let verdict = match error {
+        E::Database(_) => match database_error(error) {
+            Some(answer) => answered(&Meaning::of(error, answer.code()), context),
+            None => Verdict::caller(Replay::Never),
+        },
+        E::Io(_) => lost(context),
+        E::Tls(_) | E::BeginFailed => Verdict::service(Replay::Safe),
+        E::Protocol(_) => lost(context),
+        E::PoolTimedOut => Verdict::local(Replay::Safe),
+        E::PoolClosed | E::WorkerCrashed => Verdict::local(Replay::Never),
+        E::Migrate(error) => migrating(error),
+        // A wrong argument, a row that does not decode, no row where one was asked for.
+        _ => Verdict::caller(Replay::Never),
+    };
+    match verdict.replay {
+        Replay::Safe | Replay::Transaction if context.effect => {
+            Verdict { replay: Replay::IfIdempotent, ..verdict }
+        }
+        _ => verdict,
+    }
+}
+
+/// Each migration is a transaction of its own, and those done are not done again: it may always be repeated.
+fn migrating(error: &sqlx::migrate::MigrateError) -> Verdict {
+    use sqlx::migrate::MigrateError as M;
+    match error {
+        M::Execute(error) | M::ExecuteMigration(error, _) => {
+            running(error, Context { effect: false, ..Context::UNKNOWN })
+        }
+        _ => Verdict::caller(Replay::Never),
+    }
+}
+
+/// What the server's answer means, apart from where it struck.
+enum Meaning {
+    /// The statement, or who asked, was wrong.
+    Caller,
+    /// It was not executed.
+    NotExecuted,
+    /// It collided with another transaction: all of this one was rolled back.
+    Collision,
+    /// The connection is gone, or nobody knows what became of the transaction.
+    Lost,
+    /// Nobody knows what became of the transaction, whatever was under way.
+    Unknown,
+    /// The server has run out of disk or memory.
+    Slowly,
+    /// It was cut short.
+    Cancelled,
+    /// The server itself failed.
+    Broken,
+    /// The statement cache does not match the server's.
+    Stale,
+}
+
+impl Meaning {
+    fn of(error: &sqlx::Error, code: &str) -> Self {
+        if is_stale_plan(error) { Self::Stale } else { of_code(code) }
+    }
+}
+
+fn of_code(code: &str) -> Meaning {
+    match code {
+        "08001" | "08004" | "53300" | "57P03" | "25006" => Meaning::NotExecuted,
+        "40001" | "40P01" | "40000" | "55P03" | "25P03" | "72000" => Meaning::Collision,
+        "08007" | "40003" => Meaning::Unknown,
+        "57P01" | "57P02" | "57P05" => Meaning::Lost,
+        "57014" => Meaning::Cancelled,
+        "53000" | "53100" | "53200" | "53400" | "58000" | "58030" => Meaning::Slowly,
+        code => match code.get(..2) {
+            Some("08") => Meaning::Lost,
+            Some("57" | "58" | "XX") if code != "57P04" => Meaning::Broken,
+            _ => Meaning::Caller,
+        },
+    }
+}
+
+/// Whether the server's plan or prepared statement is not the one that the driver remembers.
+pub(crate) fn is_stale_plan(error: &sqlx::Error) -> bool {
+    database_error(error).is_some_and(|answer| match answer.code() {
+        "26000" | "42P05" => true,
+        "0A000" => {
+            answer.routine() == Some("RevalidateCachedQuery")
+                || answer.message().starts_with("cached plan")
+        }
+        _ => false,
+    })
+}
+
+/// Whether the server is one that takes no writes.
+pub(crate) fn is_read_only(error: &sqlx::Error) -> bool {
+    database_error(error).is_some_and(|answer| answer.code() == "25006")
+}
+
+fn answered(meaning: &Meaning, context: Context) -> Verdict {
+    match meaning {
+        Meaning::Caller => Verdict::caller(Replay::Never),
+        Meaning::NotExecuted => Verdict::service(Replay::Safe),
+        Meaning::Collision => Verdict::caller(Replay::Transaction),
+        Meaning::Lost => lost(context),
+        Meaning::Unknown => Verdict::service(Replay::IfIdempotent),
+        Meaning::Slowly => Verdict::service(Replay::Transaction).after(SLOWLY),
+        Meaning::Cancelled if context.hurried => Verdict::caller(Replay::Never),
+        Meaning::Cancelled | Meaning::Broken => Verdict::service(Replay::Never),
+        Meaning::Stale if context.stale => Verdict::caller(Replay::Never),
+        Meaning::Stale => Verdict::caller(match context.phase {
+            Phase::Transaction => Replay::Transaction,
+            Phase::Unsent | Phase::Autocommit | Phase::Commit => Replay::Safe,
+        }),
+    }
+}
+
+fn lost(context: Context) -> Verdict {
+    Verdict::service(match context.phase {
+        Phase::Unsent => Replay::Safe,
+        Phase::Autocommit | Phase::Commit => Replay::IfIdempotent,
+        Phase::Transaction => Replay::Transaction,
+    })
+}
+
+/// Whether an error says that the service, not the caller or this process, is at fault.
+pub(crate) fn blames_the_service(error: &Error) -> bool {
+    PgClassifier.verdict(error).blame == Blame::Service
+}

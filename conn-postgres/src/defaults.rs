@@ -1,0 +1,77 @@
+//! Every default of this crate: its unit, its range, and why it is what it is.
+
+use std::time::Duration;
+
+/// The manager's name, and with it that of its breaker and of its pool.
+pub const NAME: &str = "database";
+
+/// Connections that stay open when idle. 1 to 10,000; default 20, as in the Python module.
+pub const POOL_SIZE: u32 = 20;
+/// Connections beyond the pool size that close when they come back. 0 to 10,000; default 50, as in the Python module.
+pub const MAX_OVERFLOW: u32 = 50;
+
+/// Time to open a connection to one host. Default 5 s: a handshake that takes longer will not get better.
+pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Time to wait for a connection, opening it included. Default 5 s: who waits longer has no user left to answer.
+pub const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Time of one attempt; a second later the server's `statement_timeout` ends what is left of it. Default 30 s, as in the Python module.
+pub const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(30);
+/// Time of a call whose caller sets none. Default 60 s: two attempts.
+pub const DEADLINE: Duration = Duration::from_secs(60);
+
+/// Attempts after the first. 0 to 100; default 3, as in the Python module.
+pub const MAX_RETRIES: u32 = 3;
+/// The first wait between attempts. Default 1 s, as in the Python module.
+pub const BASE_DELAY: Duration = Duration::from_secs(1);
+/// The longest wait between attempts. Default 60 s, as in the Python module.
+pub const MAX_DELAY: Duration = Duration::from_secs(60);
+
+/// Failures in a row that open the circuit. 1 to 1,000,000; default 3: a database is critical, so its failure is told early.
+pub const FAIL_MAX: u32 = 3;
+/// How long the circuit stays open before a probe. Default 30 s.
+pub const RESET_TIMEOUT: Duration = Duration::from_secs(30);
+/// Probes that must succeed to close it. 1 to 1,000,000; default 3.
+pub const SUCCESS_THRESHOLD: u32 = 3;
+/// Probes in flight at once while half-open. 1 to 1,000,000; default 1.
+pub const HALF_OPEN_MAX_CALLS: u32 = 1;
+
+/// How long a connection may lie idle before it is closed. Default 10 min: below the patience of most firewalls and proxies.
+pub const IDLE_TIMEOUT: Duration = Duration::from_secs(10 * 60);
+/// How long a connection may live. Default 30 min: bounds a backend's memory, and how long an old server is held on to.
+pub const MAX_LIFETIME: Duration = Duration::from_secs(30 * 60);
+/// How far lifetimes are spread, as a share of [`MAX_LIFETIME`] either way, so that connections opened together do not close together.
+pub const LIFETIME_JITTER: f64 = 0.1;
+
+/// The longest that one look at the service's health takes. 5 s.
+pub const HEALTH_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The floor for the delay before a server that has run out of disk or memory is asked again. 5 s.
+pub const SLOWLY: Duration = Duration::from_secs(5);
+/// A caller that gave an attempt less than this cannot blame the service for running out of it. 10 ms.
+pub const SHORTEST_FAIR_ATTEMPT: Duration = Duration::from_millis(10);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_default_changes_unseen() {
+        let seconds = |durations: &[Duration]| {
+            durations.iter().map(Duration::as_secs_f64).collect::<Vec<_>>()
+        };
+        assert_eq!(NAME, "database");
+        assert_eq!([POOL_SIZE, MAX_OVERFLOW], [20, 50]);
+        assert_eq!(
+            seconds(&[CONNECT_TIMEOUT, ACQUIRE_TIMEOUT, ATTEMPT_TIMEOUT, DEADLINE]),
+            [5.0, 5.0, 30.0, 60.0]
+        );
+        assert_eq!((MAX_RETRIES, seconds(&[BASE_DELAY, MAX_DELAY])), (3, vec![1.0, 60.0]));
+        assert_eq!([FAIL_MAX, SUCCESS_THRESHOLD, HALF_OPEN_MAX_CALLS], [3, 3, 1]);
+        assert_eq!(
+            seconds(&[RESET_TIMEOUT, IDLE_TIMEOUT, MAX_LIFETIME, HEALTH_TIMEOUT, SLOWLY]),
+            [30.0, 600.0, 1800.0, 5.0, 5.0]
+        );
+        assert_eq!(SHORTEST_FAIR_ATTEMPT, Duration::from_millis(10));
+        assert!((LIFETIME_JITTER - 0.1).abs() < f64::EPSILON);
+    }
+}

@@ -1,0 +1,153 @@
+//! sqlx's `Executor` on the manager: one statement through the breaker, never sent twice.
+
+use std::sync::{Mutex, PoisonError};
+
+use futures_core::future::BoxFuture;
+use futures_core::stream::BoxStream;
+use futures_util::TryStreamExt;
+use resilience_core::{Attempt, Blame, Call, Classify, Outcome, Permit, Replay, Verdict};
+use sqlx::postgres::{PgQueryResult, PgRow, PgStatement, PgTypeInfo};
+use sqlx::{Describe, Execute, Executor, Postgres, SqlStr};
+
+use crate::classify::PgClassifier;
+use crate::error::Error;
+use crate::executor::{Query, Step};
+use crate::manager::DatabaseManager;
+use crate::session::Session;
+
+/// How a statement runs once there is a connection.
+type Run<T> = for<'a> fn(&'a mut Session, Query) -> BoxFuture<'a, Result<T, sqlx::Error>>;
+
+impl DatabaseManager {
+    /// Runs one statement. Only what failed before it was sent is tried again: sqlx's arguments are used up then.
+    async fn direct<T>(&self, query: Query, run: Run<T>) -> Result<T, sqlx::Error> {
+        let query = &Mutex::new(Some(query));
+        let take = || query.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let is_sent = || query.lock().unwrap_or_else(PoisonError::into_inner).is_none();
+        let classifier = |error: &Error| match PgClassifier.verdict(error) {
+            verdict if is_sent() => Verdict { replay: Replay::Never, ..verdict },
+            verdict => verdict,
+        };
+        let operation = |attempt: Attempt| async move {
+            let mut conn = self.pool.acquire(attempt.deadline).await?;
+            let query = take().expect("an attempt that took it is the last");
+            let result = run(&mut conn, query).await;
+            result.map_err(|error| conn.track.explain(error))
+        };
+        let call = Call::write().named("query");
+        let result = self.pipeline.run(call, &classifier, operation).await;
+        result.map_err(|error| Error::from_call(error).into())
+    }
+
+    /// Runs one statement as a stream. The breaker judges it by its first answer; after that, the time
+    /// between two answers is limited, not the whole.
+    fn stream(self, query: Query) -> BoxStream<'static, Result<Step, sqlx::Error>> {
+        Box::pin(sqlx_core::try_stream! {
+            let mut conn = self.acquire().await?;
+            let permit = self.breaker().try_acquire().map_err(|open| Error::from_call(open.into()))?;
+            let mut permit = Some(permit);
+            let failed = {
+                let mut steps = conn.stream(query);
+                loop {
+                    match steps.try_next().await {
+                        Ok(Some(step)) => {
+                            settle(permit.take(), Outcome::Success);
+                            r#yield!(step);
+                        }
+                        Ok(None) => break None,
+                        Err(error) => break Some(error),
+                    }
+                }
+            };
+            match failed {
+                None => {
+                    settle(permit, Outcome::Success);
+                    Ok(())
+                }
+                Some(error) => {
+                    let error = conn.track.explain(error);
+                    settle(permit, match PgClassifier.verdict(&error).blame {
+                        Blame::Caller => Outcome::Success,
+                        Blame::Service => Outcome::Failure,
+                        Blame::Local => Outcome::Excluded,
+                    });
+                    Err(error.into())
+                }
+            }
+        })
+    }
+}
+
+fn settle(permit: Option<Permit>, outcome: Outcome) {
+    if let Some(permit) = permit {
+        permit.settle(outcome);
+    }
+}
+
+impl<'c> Executor<'c> for &'_ DatabaseManager {
+    type Database = Postgres;
+
+    fn execute<'e, 'q: 'e, E>(self, query: E) -> BoxFuture<'e, Result<PgQueryResult, sqlx::Error>>
+    where
+        'c: 'e,
+        E: 'q + Execute<'q, Postgres>,
+    {
+        let (db, query) = (self.clone(), Query::of(query));
+        Box::pin(async move {
+            db.direct(query, |session, query| Box::pin(session.execute_query(query))).await
+        })
+    }
+
+    fn fetch_many<'e, 'q: 'e, E>(self, query: E) -> BoxStream<'e, Result<Step, sqlx::Error>>
+    where
+        'c: 'e,
+        E: 'q + Execute<'q, Postgres>,
+    {
+        self.clone().stream(Query::of(query))
+    }
+
+    fn fetch_all<'e, 'q: 'e, E>(self, query: E) -> BoxFuture<'e, Result<Vec<PgRow>, sqlx::Error>>
+    where
+        'c: 'e,
+        E: 'q + Execute<'q, Postgres>,
+    {
+        let (db, query) = (self.clone(), Query::of(query));
+        Box::pin(async move {
+            db.direct(query, |session, query| Box::pin(session.fetch_all_rows(query))).await
+        })
+    }
+
+    fn fetch_optional<'e, 'q: 'e, E>(
+        self,
+        query: E,
+    ) -> BoxFuture<'e, Result<Option<PgRow>, sqlx::Error>>
+    where
+        'c: 'e,
+        E: 'q + Execute<'q, Postgres>,
+    {
+        let (db, query) = (self.clone(), Query::of(query));
+        Box::pin(async move {
+            db.direct(query, |session, query| Box::pin(session.fetch_row(query))).await
+        })
+    }
+
+    fn prepare_with<'e>(
+        self,
+        sql: SqlStr,
+        parameters: &'e [PgTypeInfo],
+    ) -> BoxFuture<'e, Result<PgStatement, sqlx::Error>>
+    where
+        'c: 'e,
+    {
+        let db = self.clone();
+        Box::pin(async move { db.acquire().await?.prepare_sql(sql, parameters).await })
+    }
+
+    fn describe<'e>(self, sql: SqlStr) -> BoxFuture<'e, Result<Describe<Postgres>, sqlx::Error>>
+    where
+        'c: 'e,
+    {
+        let db = self.clone();
+        Box::pin(async move { db.acquire().await?.describe_sql(sql).await })
+    }
+}

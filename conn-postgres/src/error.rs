@@ -1,0 +1,264 @@
+//! Why a call to the database did not succeed.
+
+use std::convert::Infallible;
+use std::fmt;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use resilience_core::CallError;
+use sqlx::postgres::PgDatabaseError;
+
+use crate::classify::Context;
+
+type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+/// Why a call to the database did not succeed.
+///
+/// It converts from and to [`sqlx::Error`], so `?` works on sqlx's results inside closures, and on ours
+/// in functions that return sqlx's.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// All connections are lent out, and none came back in time.
+    #[error(transparent)]
+    Exhausted(#[from] Exhausted),
+    /// No connection could be opened.
+    #[error(transparent)]
+    Unreachable(#[from] Unreachable),
+    /// The manager was drained: its connections are closed.
+    #[error("the pool {pool:?} is closed")]
+    Closed {
+        /// The pool's name.
+        pool: Arc<str>,
+    },
+    /// The call was not made: the circuit is open, the deadline has passed, or the manager is draining.
+    #[error(transparent)]
+    Rejected(Box<CallError<Infallible>>),
+    /// The driver's or the server's own error.
+    #[error(transparent)]
+    Sql(SqlError),
+    /// COMMIT was asked for after a statement of the transaction had failed: nothing was committed.
+    #[error("a statement of the transaction had failed, so it was rolled back and not committed")]
+    Aborted,
+    /// The connection still works on a statement whose future was dropped; it goes no further.
+    #[error("an earlier statement on this connection was abandoned; take another connection")]
+    Unfinished,
+    /// A statement that would begin or end a transaction behind the pool's back.
+    #[error("{0} as a statement is refused; use begin(), commit() and rollback()")]
+    TransactionControl(&'static str),
+    /// The application's own error, carried out of a closure.
+    #[error("{0}")]
+    Application(BoxError),
+}
+
+impl Error {
+    /// The application's own error, so that a closure can end with it: a transaction is rolled back,
+    /// nothing is repeated, and the breaker takes it for an answer.
+    pub fn application(error: impl Into<BoxError>) -> Self {
+        Self::Application(error.into())
+    }
+
+    /// The application's own error, if it is one of type `E`.
+    #[must_use]
+    pub fn application_ref<E: std::error::Error + 'static>(&self) -> Option<&E> {
+        match self {
+            Self::Application(error) => error.downcast_ref(),
+            _ => None,
+        }
+    }
+
+    /// The driver's error, if it is one.
+    #[must_use]
+    pub fn sqlx(&self) -> Option<&sqlx::Error> {
+        match self {
+            Self::Sql(error) => Some(&error.error),
+            Self::Unreachable(unreachable) => Some(&unreachable.error),
+            _ => None,
+        }
+    }
+
+    /// The SQLSTATE of the server's answer, if that is what it is.
+    #[must_use]
+    pub fn code(&self) -> Option<&str> {
+        self.sqlx().and_then(database_error).map(PgDatabaseError::code)
+    }
+
+    /// A call's error as this type.
+    pub(crate) fn from_call(error: CallError<Self>) -> Self {
+        match error {
+            CallError::Inner(failed) => failed.error.spent(),
+            refused => {
+                let refused = refused.map_inner(|_| unreachable!("the inner error is taken above"));
+                Self::Rejected(Box::new(refused))
+            }
+        }
+    }
+
+    /// The same error with what is known of where it struck, unless that is known already.
+    pub(crate) fn at(mut self, context: Context) -> Self {
+        if let Self::Sql(sql) = &mut self {
+            sql.context.get_or_insert(context);
+        }
+        self
+    }
+
+    /// The same error after a pipeline has spent its attempts: one around it does not repeat it.
+    fn spent(mut self) -> Self {
+        match &mut self {
+            Self::Exhausted(exhausted) => exhausted.spent = true,
+            Self::Unreachable(unreachable) => unreachable.spent = true,
+            _ => {}
+        }
+        self
+    }
+
+    fn kind(&self) -> io::ErrorKind {
+        match self {
+            Self::Exhausted(_) => io::ErrorKind::TimedOut,
+            Self::Unreachable(_) | Self::Closed { .. } => io::ErrorKind::NotConnected,
+            _ => io::ErrorKind::Other,
+        }
+    }
+}
+
+impl From<sqlx::Error> for Error {
+    fn from(error: sqlx::Error) -> Self {
+        let error = match error {
+            sqlx::Error::Io(error) => match error.downcast() {
+                Ok(ours) => return ours,
+                Err(error) => sqlx::Error::Io(error),
+            },
+            error => error,
+        };
+        Self::Sql(SqlError { error, context: None })
+    }
+}
+
+/// What sqlx has no word for travels inside [`sqlx::Error::Io`], and comes out again unchanged.
+impl From<Error> for sqlx::Error {
+    fn from(error: Error) -> Self {
+        match error {
+            Error::Sql(SqlError { error, .. }) => error,
+            other => Self::Io(io::Error::new(other.kind(), other)),
+        }
+    }
+}
+
+impl From<sqlx::migrate::MigrateError> for Error {
+    fn from(error: sqlx::migrate::MigrateError) -> Self {
+        sqlx::Error::from(error).into()
+    }
+}
+
+/// All connections are lent out, and none came back in time.
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+#[error(
+    "pool {pool:?} is exhausted: {in_use} of {limit} connections are in use and none came back within {waited:?}"
+)]
+#[non_exhaustive]
+pub struct Exhausted {
+    /// The pool's name.
+    pub pool: Arc<str>,
+    /// Connections that may be open at once.
+    pub limit: usize,
+    /// Connections lent out when the wait ended.
+    pub in_use: usize,
+    /// How long the caller waited.
+    pub waited: Duration,
+    pub(crate) spent: bool,
+}
+
+/// No connection could be opened.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("cannot connect to {endpoint}: {}", Cause(.error))]
+#[non_exhaustive]
+pub struct Unreachable {
+    /// The last address that was tried.
+    pub endpoint: Arc<str>,
+    /// Why that failed.
+    pub error: Arc<sqlx::Error>,
+    pub(crate) spent: bool,
+}
+
+impl Unreachable {
+    pub(crate) fn new(endpoint: impl Into<Arc<str>>, error: sqlx::Error) -> Self {
+        Self { endpoint: endpoint.into(), error: Arc::new(error), spent: false }
+    }
+}
+
+/// The driver's or the server's own error, and where it struck.
+#[derive(Debug)]
+pub struct SqlError {
+    pub(crate) error: sqlx::Error,
+    pub(crate) context: Option<Context>,
+}
+
+impl fmt::Display for SqlError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        Cause(&self.error).fmt(f)
+    }
+}
+
+impl std::error::Error for SqlError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        Some(&self.error)
+    }
+}
+
+/// The server's answer in an error of the driver.
+pub(crate) fn database_error(error: &sqlx::Error) -> Option<&PgDatabaseError> {
+    error.as_database_error()?.try_downcast_ref()
+}
+
+/// An error of the driver in one line: the server's message with its SQLSTATE, or the cause itself.
+struct Cause<'a>(&'a sqlx::Error);
+
+impl fmt::Display for Cause<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (database_error(self.0), self.0) {
+            (Some(answer), _) => write!(f, "{} ({})", answer.message(), answer.code()),
+            (None, sqlx::Error::Io(error)) => error.fmt(f),
+            (None, sqlx::Error::Tls(error)) => write!(f, "TLS: {error}"),
+            (None, error) => error.fmt(f),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn our_own_errors_survive_the_way_through_sqlx() {
+        let exhausted = Exhausted {
+            pool: "db".into(),
+            limit: 2,
+            in_use: 2,
+            waited: Duration::from_secs(1),
+            spent: false,
+        };
+        let there = sqlx::Error::from(Error::from(exhausted.clone()));
+        assert!(there.to_string().contains("2 of 2 connections are in use"), "{there}");
+        let Error::Exhausted(back) = Error::from(there) else { panic!("it changed its kind") };
+        assert_eq!(back, exhausted);
+    }
+
+    #[test]
+    fn the_applications_error_comes_out_as_it_went_in() {
+        #[derive(Debug, PartialEq, thiserror::Error)]
+        #[error("sold out")]
+        struct SoldOut;
+
+        let error = Error::application(SoldOut);
+        assert_eq!(error.application_ref::<SoldOut>(), Some(&SoldOut));
+        assert_eq!(error.to_string(), "sold out");
+    }
+
+    #[test]
+    fn an_unreachable_server_is_named_with_its_cause() {
+        let refused = io::Error::from(io::ErrorKind::ConnectionRefused);
+        let error = Error::from(Unreachable::new("db:5432", refused.into()));
+        assert_eq!(error.to_string(), "cannot connect to db:5432: connection refused");
+    }
+}

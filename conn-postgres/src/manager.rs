@@ -1,0 +1,413 @@
+//! The manager: every call to the database goes through its pipeline and borrows from its pool.
+
+use std::fmt;
+use std::future::Future;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use resilience_core::settings::ConfigError;
+use resilience_core::{
+    Attempt, Call, CallError, CircuitBreaker, Deadline, Drained, Pipeline, PoolStatus, RetryBudget,
+    RetryPolicy, WatchedEndpoints,
+};
+use sqlx::migrate::Migrator;
+use tokio::time::timeout_at;
+
+use crate::classify::{Context, PgClassifier, is_stale_plan};
+use crate::config::DatabaseConfig;
+use crate::conn::Conn;
+use crate::connector::Connector;
+use crate::defaults::SHORTEST_FAIR_ATTEMPT;
+use crate::endpoints::Endpoints;
+use crate::error::Error;
+use crate::pool::Pool;
+use crate::session::Session;
+use crate::track::{Report, silence};
+use crate::tx::{Home, Tx};
+
+/// Access to one database: a pool, and the breaker, retries and deadlines in front of it. Cheap to clone.
+///
+/// `&db` is a sqlx [`Executor`](sqlx::Executor): one statement through the breaker, never sent twice.
+/// Closures get retries too:
+///
+/// ```no_run
+/// # use conn_postgres::{DatabaseConfig, DatabaseManager};
+/// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+/// let db = DatabaseManager::connect(DatabaseConfig::from_env()?)?;
+/// let title: String = db
+///     .read(async |mut conn: conn_postgres::Conn| {
+///         Ok(sqlx::query_scalar("SELECT title FROM campaigns WHERE id = $1").bind(7).fetch_one(&mut conn).await?)
+///     })
+///     .await?;
+/// let open: i64 = sqlx::query_scalar("SELECT count(*) FROM campaigns").fetch_one(&db).await?;
+/// # Ok(()) }
+/// ```
+#[derive(Clone)]
+pub struct DatabaseManager {
+    pub(crate) pool: Arc<Pool>,
+    pub(crate) pipeline: Pipeline,
+    pub(crate) attempt_timeout: Duration,
+}
+
+impl DatabaseManager {
+    /// A manager for the database that `config` names. Connects to nothing yet: a server that is down
+    /// does not keep the application from starting.
+    ///
+    /// # Errors
+    ///
+    /// None today: a [`DatabaseConfig`] has been validated when it was built.
+    pub fn connect(config: DatabaseConfig) -> Result<Self, ConfigError> {
+        let hosts = Connector::hosts(&config);
+        Ok(Self::build(&config, hosts))
+    }
+
+    /// A manager whose addresses come from `endpoints` instead of the URL; credentials, database and
+    /// options stay the URL's. When the set changes, the next call follows: connections to an endpoint
+    /// that left it are closed as they come back.
+    ///
+    /// The driver checks a certificate against the address it connects to: with `sslmode=verify-full`, an
+    /// endpoint whose `host_name` differs from its address is refused with an error that says so.
+    ///
+    /// # Errors
+    ///
+    /// None today: a [`DatabaseConfig`] has been validated when it was built.
+    pub fn connect_to(
+        config: DatabaseConfig,
+        endpoints: WatchedEndpoints,
+    ) -> Result<Self, ConfigError> {
+        Ok(Self::build(&config, Endpoints::watched(endpoints)))
+    }
+
+    fn build(config: &DatabaseConfig, endpoints: Endpoints) -> Self {
+        // One way of checking certificates asks for the process's provider, and panics if there are two.
+        if rustls::crypto::CryptoProvider::get_default().is_none() {
+            // An `Err` means that another thread was first.
+            let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+        }
+        let pool = Pool::new(config, Connector::new(config, endpoints));
+        Self { pool, pipeline: pipeline(config), attempt_timeout: config.attempt_timeout }
+    }
+
+    /// Runs `f`, which changes nothing, and repeats it where that may help.
+    ///
+    /// # Errors
+    ///
+    /// The closure's last error, or why it was not called.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future drops the closure's; its connection is closed if work was left undone.
+    pub async fn read<T, F, Fut>(&self, f: F) -> Result<T, CallError<Error>>
+    where
+        F: Fn(Conn) -> Fut,
+        Fut: Future<Output = Result<T, Error>> + Send,
+    {
+        self.call(Call::read(), f).await
+    }
+
+    /// Runs `f`, which changes something, and repeats it only where it is proven not to have taken effect.
+    ///
+    /// # Errors
+    ///
+    /// The closure's last error, or why it was not called.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future drops the closure's; what it had sent may or may not take effect.
+    pub async fn write<T, F, Fut>(&self, f: F) -> Result<T, CallError<Error>>
+    where
+        F: Fn(Conn) -> Fut,
+        Fut: Future<Output = Result<T, Error>> + Send,
+    {
+        self.call(Call::write(), f).await
+    }
+
+    /// Runs `f`, which changes something but no more when done twice, and repeats it where that may help.
+    ///
+    /// # Errors
+    ///
+    /// The closure's last error, or why it was not called.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future drops the closure's; what it had sent may or may not take effect.
+    pub async fn write_idempotent<T, F, Fut>(&self, f: F) -> Result<T, CallError<Error>>
+    where
+        F: Fn(Conn) -> Fut,
+        Fut: Future<Output = Result<T, Error>> + Send,
+    {
+        self.call(Call::write_idempotent(), f).await
+    }
+
+    /// Runs `f` as the kind of call that `call` says: with a name or a deadline of its own.
+    ///
+    /// # Errors
+    ///
+    /// The closure's last error, or why it was not called.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future drops the closure's; what it had sent may or may not take effect.
+    pub async fn call<T, F, Fut>(&self, call: Call, f: F) -> Result<T, CallError<Error>>
+    where
+        F: Fn(Conn) -> Fut,
+        Fut: Future<Output = Result<T, Error>> + Send,
+    {
+        let (f, stale) = (&f, &AtomicBool::new(false));
+        let operation = |attempt| self.attempt(attempt, f, stale);
+        self.pipeline.run(call, &PgClassifier, operation).await
+    }
+
+    /// [`read`](Self::read), and when the database cannot be had, `fallback`: each has half of the time.
+    ///
+    /// # Errors
+    ///
+    /// What `fallback` returns; the closure's error where the server answered that the request was wrong.
+    ///
+    /// # Cancel safety
+    ///
+    /// That of [`read`](Self::read), and that of the fallback.
+    pub async fn read_or<T, F, Fut, Alt, AltErr>(
+        &self,
+        f: F,
+        fallback: impl FnOnce(CallError<Error>) -> Alt,
+    ) -> Result<T, AltErr>
+    where
+        F: Fn(Conn) -> Fut,
+        Fut: Future<Output = Result<T, Error>> + Send,
+        Alt: Future<Output = Result<T, AltErr>>,
+        AltErr: From<CallError<Error>>,
+    {
+        let (f, stale) = (&f, &AtomicBool::new(false));
+        let operation = |attempt| self.attempt(attempt, f, stale);
+        self.pipeline.run_or(Call::read(), &PgClassifier, operation, fallback).await
+    }
+
+    /// Runs `f` in a transaction: commits on `Ok`, rolls back on `Err`. Where the server rolled it back
+    /// because of others (a serialization failure, a deadlock) or the connection broke before COMMIT,
+    /// all of `f` is run again, within retries, budget and deadline. A COMMIT without an answer is not repeated.
+    ///
+    /// ```no_run
+    /// # async fn example(db: conn_postgres::DatabaseManager) -> Result<(), Box<dyn std::error::Error>> {
+    /// let left: i64 = db
+    ///     .transaction(|mut tx| async move {
+    ///         let sql = "UPDATE stock SET left = left - 1 WHERE id = $1 RETURNING left";
+    ///         Ok(sqlx::query_scalar(sql).bind(7).fetch_one(&mut *tx).await?)
+    ///     })
+    ///     .await?;
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// The closure's last error, that of BEGIN or COMMIT, or why it was not called;
+    /// [`Error::Unfinished`] if the closure's transaction outlives it.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future rolls back, unless COMMIT was sent already.
+    pub async fn transaction<T, F, Fut>(&self, f: F) -> Result<T, CallError<Error>>
+    where
+        F: Fn(Tx<'static>) -> Fut,
+        Fut: Future<Output = Result<T, Error>> + Send,
+    {
+        let f = &f;
+        let body = move |mut conn: Conn| async move {
+            Session::begin(&mut conn).await?;
+            let home = Home::default();
+            let result = f(home.lend(conn)).await;
+            let Some(mut conn) = home.take() else {
+                return result.and(Err(Error::Unfinished));
+            };
+            match result {
+                Ok(value) => Session::commit(&mut conn).await.map(|()| value),
+                Err(error) => {
+                    // Where this fails, the server rolls back by itself.
+                    let _ = Session::rollback(&mut conn).await;
+                    Err(error)
+                }
+            }
+        };
+        let (body, stale) = (&body, &AtomicBool::new(false));
+        let operation = |attempt| self.attempt(attempt, body, stale);
+        self.pipeline.run(Call::write().named("transaction"), &PgClassifier, operation).await
+    }
+
+    /// Borrows a connection to use outside a closure. Each operation on it has the attempt timeout.
+    ///
+    /// Prefer the closures: what happens on this connection is not retried and moves no breaker.
+    ///
+    /// # Errors
+    ///
+    /// Why none could be had: [`Error::Exhausted`], [`Error::Unreachable`], [`Error::Rejected`].
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future gives up the place in the queue, or the connection.
+    pub async fn acquire(&self) -> Result<Conn, Error> {
+        self.lease("acquire", async |conn| Ok(conn)).await
+    }
+
+    /// Begins a transaction to use outside a closure. Each operation in it has the attempt timeout.
+    ///
+    /// Prefer [`transaction`](Self::transaction), which runs again where the server rolled back because of others.
+    ///
+    /// # Errors
+    ///
+    /// Why none could be had: [`Error::Exhausted`], [`Error::Unreachable`], [`Error::Rejected`].
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future leaves no open transaction to anyone.
+    pub async fn begin(&self) -> Result<Tx<'static>, Error> {
+        let begin = async |mut conn: Conn| {
+            Session::begin(&mut conn).await?;
+            Ok(Tx::owned(conn))
+        };
+        self.lease("begin", begin).await
+    }
+
+    /// Runs `migrator` on a connection of its own, by `deadline`, outside pipeline and statement timeout.
+    ///
+    /// A migration that fails or is cut off is rolled back with its connection, unless it was written to run
+    /// outside a transaction; those done before it stay done, so it may be called again.
+    ///
+    /// # Errors
+    ///
+    /// Why no connection could be had, what the server says of a migration, or that the time was over.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future closes the connection, which ends the migration's transaction and its lock.
+    pub async fn migrate(&self, migrator: &Migrator, deadline: Deadline) -> Result<(), Error> {
+        let deadline = deadline.inherited();
+        if self.pipeline.is_draining() {
+            return Err(Error::Closed { pool: Arc::clone(self.pool.name()) });
+        }
+        let _place = self.pool.place(deadline).await?;
+        let limit = deadline.remaining();
+        let mut raw = self.pool.connector.open_with(deadline, Some(limit)).await?.raw;
+        match timeout_at(deadline.instant(), migrator.run_direct(None, &mut raw, false)).await {
+            Ok(result) => {
+                result?;
+                tracing::debug!(target: "shared_external::postgres", pool = %self.name(), "migrations are up to date");
+                Ok(())
+            }
+            Err(_) => Err(silence(limit).into()),
+        }
+    }
+
+    /// Opens a connection, unless one is idle.
+    ///
+    /// # Errors
+    ///
+    /// Why none could be had by `deadline`.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future leaves nothing behind.
+    pub async fn warm_up(&self, deadline: Deadline) -> Result<(), CallError<Error>> {
+        self.call(Call::read().named("warm_up").by(deadline), async |_| Ok(())).await
+    }
+
+    /// The pool's figures. `max` is `pool_size + max_overflow`.
+    #[must_use]
+    pub fn status(&self) -> PoolStatus {
+        self.pool.status()
+    }
+
+    /// Refuses new calls, waits for those that run and for borrowed connections, then closes those that
+    /// are idle. What is still out at `deadline` is closed when it comes back.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future leaves the manager refusing new calls; call it again to wait on.
+    pub async fn drain(&self, deadline: Deadline) -> Drained {
+        let calls = self.pipeline.drain(deadline).await;
+        let connections = self.pool.drain(deadline).await;
+        tracing::debug!(target: "shared_external::postgres", pool = %self.name(), calls = calls.abandoned, connections, "drained");
+        Drained { abandoned: calls.abandoned.max(connections) }
+    }
+
+    /// The breaker in front of the database.
+    #[must_use]
+    pub fn breaker(&self) -> &CircuitBreaker {
+        self.pipeline.breaker().expect("the pipeline is built with one")
+    }
+
+    /// The manager's name, and that of its breaker and its pool.
+    #[must_use]
+    pub fn name(&self) -> &Arc<str> {
+        self.pool.name()
+    }
+
+    /// One attempt of a closure. `stale` tells whether an earlier one met a stale statement cache.
+    async fn attempt<T, F, Fut>(
+        &self,
+        attempt: Attempt,
+        f: &F,
+        stale: &AtomicBool,
+    ) -> Result<T, Error>
+    where
+        F: Fn(Conn) -> Fut,
+        Fut: Future<Output = Result<T, Error>>,
+    {
+        let hurried = attempt.deadline.remaining() < SHORTEST_FAIR_ATTEMPT;
+        let report = Arc::new(Report::default());
+        let conn = self.pool.acquire(attempt.deadline).await?.reporting_to(&report);
+        f(conn).await.map_err(|error| {
+            let Error::Sql(sql) = &error else { return error };
+            let stale = is_stale_plan(&sql.error) && stale.swap(true, Ordering::Relaxed);
+            let context = Context { hurried, stale, ..report.context_of(&sql.error) };
+            error.at(context)
+        })
+    }
+
+    /// Lends what `prepare` makes of a connection. Until then nothing has an effect, so it may be repeated.
+    async fn lease<T>(
+        &self,
+        name: &'static str,
+        prepare: impl AsyncFn(Conn) -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        let prepare = &prepare;
+        let operation = |attempt: Attempt| async move {
+            let conn = self.pool.acquire(attempt.deadline).await?;
+            prepare(conn.limited(self.attempt_timeout)).await
+        };
+        let result = self.pipeline.run(Call::read().named(name), &PgClassifier, operation).await;
+        result.map_err(Error::from_call)
+    }
+}
+
+impl fmt::Debug for DatabaseManager {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("DatabaseManager").field("pool", &self.pool).finish_non_exhaustive()
+    }
+}
+
+fn pipeline(config: &DatabaseConfig) -> Pipeline {
+    let valid = "the configuration was validated when it was built";
+    let retry = RetryPolicy::builder()
+        .max_retries(config.max_retries)
+        .base_delay(config.base_delay)
+        .max_delay(config.max_delay)
+        .budget(RetryBudget::default())
+        .build()
+        .expect(valid);
+    let breaker = CircuitBreaker::builder(Arc::clone(&config.name))
+        .fail_max(config.fail_max)
+        .reset_timeout(config.reset_timeout)
+        .success_threshold(config.success_threshold)
+        .half_open_max_calls(config.half_open_max_calls)
+        .probe_lease(config.acquire_timeout + config.attempt_timeout)
+        .build()
+        .expect(valid);
+    Pipeline::builder(Arc::clone(&config.name))
+        .deadline(config.deadline)
+        .attempt_timeout(config.attempt_timeout)
+        .retry(retry)
+        .breaker(breaker)
+        .build()
+        .expect(valid)
+}

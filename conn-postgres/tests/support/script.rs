@@ -1,0 +1,161 @@
+//! A server that speaks just enough of PostgreSQL's protocol to answer as the test wants.
+//!
+//! It takes any user, and simple queries only. The text of a query says what becomes of it:
+//! `error CODE` and `fatal CODE` fail so, `cut` closes the connection, `silence` gets no answer; all
+//! others, BEGIN and COMMIT among them, succeed.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+
+/// What becomes of a connection before there is a session.
+#[derive(Clone, Copy)]
+pub enum Welcome {
+    /// It becomes a session.
+    Session,
+    /// It is refused with this code.
+    Refused(&'static str),
+    /// It is accepted, and never answered.
+    Silence,
+    /// It is answered in another protocol.
+    Garbage,
+    /// It is closed at once.
+    Closed,
+}
+
+pub struct Script {
+    pub port: u16,
+    executed: Arc<AtomicUsize>,
+    accepted: Arc<AtomicUsize>,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Script {
+    pub async fn with(welcome: Welcome) -> Self {
+        Self::committing(welcome, "succeed").await
+    }
+
+    /// The same, with `commit` as the text that stands for COMMIT.
+    pub async fn committing(welcome: Welcome, commit: &'static str) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let (executed, accepted) = <(Arc<AtomicUsize>, Arc<AtomicUsize>)>::default();
+        let counters = (Arc::clone(&executed), Arc::clone(&accepted));
+        let task = tokio::spawn(async move {
+            loop {
+                let (socket, _) = listener.accept().await.unwrap();
+                counters.1.fetch_add(1, Ordering::Relaxed);
+                let executed = Arc::clone(&counters.0);
+                // A client that goes away ends its session with an error, which is none of the test's.
+                tokio::spawn(async move { serve(socket, welcome, commit, &executed).await });
+            }
+        });
+        Self { port, executed, accepted, task }
+    }
+
+    pub fn url(&self) -> String {
+        format!("postgresql://user:hunter2@127.0.0.1:{}/app?sslmode=disable", self.port)
+    }
+
+    /// Queries received that are not about transactions.
+    pub fn executed(&self) -> usize {
+        self.executed.load(Ordering::Relaxed)
+    }
+
+    pub fn accepted(&self) -> usize {
+        self.accepted.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for Script {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+async fn serve(
+    mut socket: TcpStream,
+    welcome: Welcome,
+    commit: &str,
+    executed: &AtomicUsize,
+) -> std::io::Result<()> {
+    socket.set_nodelay(true)?;
+    loop {
+        let length = socket.read_u32().await? as usize;
+        let mut startup = vec![0; length - 4];
+        socket.read_exact(&mut startup).await?;
+        if startup[..] != 80_877_103_u32.to_be_bytes() {
+            break;
+        }
+        // It was asked for TLS, which it does not speak.
+        socket.write_all(b"N").await?;
+    }
+    match welcome {
+        Welcome::Session => {}
+        Welcome::Refused(code) => {
+            socket.write_all(&failure("FATAL", code)).await?;
+            return Ok(());
+        }
+        Welcome::Silence => return std::future::pending().await,
+        Welcome::Garbage => {
+            socket.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").await?;
+            return Ok(());
+        }
+        Welcome::Closed => return Ok(()),
+    }
+    socket.write_all(&message(b'R', &[0, 0, 0, 0])).await?;
+    socket.write_all(&message(b'Z', b"I")).await?;
+    let mut status = b'I';
+    loop {
+        let kind = socket.read_u8().await?;
+        let length = socket.read_u32().await? as usize;
+        let mut body = vec![0; length - 4];
+        socket.read_exact(&mut body).await?;
+        if kind != b'Q' {
+            return Ok(());
+        }
+        let text = String::from_utf8(body).unwrap();
+        let text = text.trim_end_matches('\0');
+        let (text, next) = match text {
+            "BEGIN" => ("succeed", b'T'),
+            "COMMIT" => (commit, b'I'),
+            "ROLLBACK" => ("succeed", b'I'),
+            text => {
+                executed.fetch_add(1, Ordering::Relaxed);
+                (text, status)
+            }
+        };
+        match text.split_once(' ').unwrap_or((text, "")) {
+            ("error", code) => {
+                status = if next == b'I' { b'I' } else { b'E' };
+                socket.write_all(&failure("ERROR", code)).await?;
+            }
+            ("fatal", code) => {
+                socket.write_all(&failure("FATAL", code)).await?;
+                return Ok(());
+            }
+            ("cut", _) => return Ok(()),
+            ("silence", _) => return std::future::pending().await,
+            _ => {
+                status = next;
+                socket.write_all(&message(b'C', b"SELECT 0\0")).await?;
+            }
+        }
+        socket.write_all(&message(b'Z', &[status])).await?;
+    }
+}
+
+fn message(kind: u8, body: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(body.len() + 4).unwrap();
+    [&[kind], &length.to_be_bytes()[..], body].concat()
+}
+
+fn failure(severity: &str, code: &str) -> Vec<u8> {
+    let text = match code {
+        "0A000" => "cached plan must not change result type",
+        _ => "as the script says",
+    };
+    message(b'E', format!("S{severity}\0V{severity}\0C{code}\0M{text}\0\0").as_bytes())
+}

@@ -1,0 +1,154 @@
+//! A PostgreSQL of the test's own, to be killed and stopped. Its programs come from the installed packages.
+
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use sqlx::Connection;
+
+use super::eventually;
+
+pub struct Throwaway {
+    dir: PathBuf,
+    pub port: u16,
+    running: Option<Child>,
+}
+
+impl Throwaway {
+    /// A cluster that is not running yet.
+    pub fn new() -> Self {
+        static SERVERS: AtomicUsize = AtomicUsize::new(0);
+        let number = SERVERS.fetch_add(1, Ordering::Relaxed);
+        let dir =
+            std::env::temp_dir().join(format!("conn-postgres-{}-{number}", std::process::id()));
+        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let made = match is_root() {
+            true => Command::new("install")
+                .args(["-d", "-o", "postgres", "-m", "700"])
+                .arg(&dir)
+                .status(),
+            false => Command::new("install").args(["-d", "-m", "700"]).arg(&dir).status(),
+        };
+        assert!(made.unwrap().success(), "cannot make {}", dir.display());
+        let server = Self { dir, port, running: None };
+        let output = server
+            .command("initdb")
+            .args(["-D", "data", "--no-sync", "--auth=trust", "--username=postgres", "--locale=C"])
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        server
+    }
+
+    pub fn url(&self) -> String {
+        format!("postgresql://postgres@127.0.0.1:{}/postgres?sslmode=disable", self.port)
+    }
+
+    /// Starts it and waits until it answers.
+    pub async fn start(&mut self) {
+        let url = self.url();
+        let port = self.port.to_string();
+        let args =
+            ["-D", "data", "-h", "127.0.0.1", "-p", &port, "-c", "unix_socket_directories=", "-F"];
+        let mut running = None;
+        eventually("it answers", async || {
+            let process: &mut Child = running.get_or_insert_with(|| {
+                self.command("postgres").args(args).stderr(Stdio::null()).spawn().unwrap()
+            });
+            // After a kill, its orphans may need a moment to let go of the shared memory.
+            if process.try_wait().unwrap().is_some() {
+                running = None;
+                return false;
+            }
+            match sqlx::PgConnection::connect(&url).await {
+                Ok(mut connection) => connection.ping().await.is_ok(),
+                Err(_) => false,
+            }
+        })
+        .await;
+        self.running = running;
+    }
+
+    /// As a crash does.
+    pub fn kill(&mut self) {
+        if let Some(mut process) = self.running.take() {
+            process.kill().unwrap();
+            process.wait().unwrap();
+        }
+    }
+
+    /// `STOP`: the kernel goes on accepting for it, and nothing answers. `CONT`: it goes on.
+    pub fn signal(&self, signal: &str) {
+        let leader = self.running.as_ref().unwrap().id();
+        // Its children, too: each backend is a process of its own.
+        let children = Command::new("pgrep").args(["-P", &leader.to_string()]).output().unwrap();
+        let children = String::from_utf8(children.stdout).unwrap();
+        let pids = children.lines().map(str::to_owned).chain([leader.to_string()]);
+        for pid in pids {
+            // One that has just ended needs no signal.
+            let _ = Command::new("kill")
+                .args([&format!("-{signal}"), &pid])
+                .stderr(Stdio::null())
+                .status();
+        }
+    }
+
+    fn command(&self, program: &str) -> Command {
+        let program = programs().join(program);
+        let mut command = match is_root() {
+            // It refuses to run as root.
+            true => {
+                let mut command = Command::new("setpriv");
+                let user = [
+                    "--reuid=postgres",
+                    "--regid=postgres",
+                    "--clear-groups",
+                    "--pdeathsig=QUIT",
+                    "--",
+                ];
+                command.args(user).arg(program);
+                command
+            }
+            false => Command::new(program),
+        };
+        command.current_dir(&self.dir).stdin(Stdio::null()).stdout(Stdio::null());
+        command
+    }
+}
+
+impl Drop for Throwaway {
+    fn drop(&mut self) {
+        if self.running.is_some() {
+            self.signal("CONT");
+            self.signal("QUIT");
+            let mut process = self.running.take().expect("it was just seen");
+            process.wait().unwrap();
+        }
+        let _ = std::fs::remove_dir_all(&self.dir);
+    }
+}
+
+fn is_root() -> bool {
+    let id = Command::new("id").arg("-u").output().unwrap();
+    String::from_utf8_lossy(&id.stdout).trim() == "0"
+}
+
+/// Where Debian's packages keep the server's programs; else wherever the path leads.
+fn programs() -> PathBuf {
+    let versions = std::fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
+    let found = versions
+        .map(|version| version.path().join("bin"))
+        .find(|bin| bin.join("postgres").exists());
+    found
+        .or_else(on_the_path)
+        .expect("the tests need PostgreSQL's server programs (Debian: postgresql)")
+}
+
+fn on_the_path() -> Option<PathBuf> {
+    let path = std::env::var_os("PATH")?;
+    std::env::split_paths(&path).find(|bin| bin.join("postgres").exists())
+}
+
+/// How long a recovery may take beyond the breaker's own time.
+pub const GRACE: Duration = Duration::from_secs(2);

@@ -1,0 +1,196 @@
+//! Programs from the system: looked up first, installed by `apt-get` only where they are missing.
+
+use std::fs::{self, File, OpenOptions};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+
+use crate::clock::pause;
+use crate::{checkout, interrupt, progress};
+
+use super::profile::POSTGRES_VERSION;
+
+/// Programs that the native servers are made of.
+#[derive(Clone, Debug)]
+pub struct Tools {
+    /// The directory of `postgres` and `initdb`.
+    pub postgres: PathBuf,
+    /// `redis-server`.
+    pub redis: PathBuf,
+}
+
+impl Tools {
+    /// Finds them, and installs what is missing, `mvn` too where it is asked for.
+    ///
+    /// # Errors
+    ///
+    /// If something is missing and may not be installed: the one command that would.
+    pub fn find_or_install(with_maven: bool) -> Result<Self> {
+        let mut missing = Vec::new();
+        if postgres_dir().is_none() {
+            missing.push("postgresql");
+        }
+        if program("redis-server").is_none() {
+            missing.push("redis-server");
+        }
+        if with_maven && program("mvn").is_none() {
+            missing.push("maven");
+        }
+        install(&missing)?;
+        let postgres = postgres_dir().context("postgresql is installed, but has no initdb")?;
+        let redis =
+            program("redis-server").context("redis-server is installed, but not in PATH")?;
+        Ok(Self { postgres, redis })
+    }
+}
+
+/// The full path of a program, from `PATH` and the usual directories.
+#[must_use]
+pub fn program(name: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let usual = ["/usr/local/bin", "/usr/bin", "/bin", "/usr/sbin", "/sbin"].map(PathBuf::from);
+    std::env::split_paths(&path)
+        .chain(usual)
+        .map(|dir| dir.join(name))
+        .find(|file| is_program(file))
+}
+
+/// Whether `file` can be run.
+#[must_use]
+pub fn is_program(file: &Path) -> bool {
+    fs::metadata(file).is_ok_and(|found| found.is_file() && found.permissions().mode() & 0o111 != 0)
+}
+
+/// Installs Debian packages, without starting the services in them.
+///
+/// # Errors
+///
+/// If this process may not (the command that would is in the error), or `apt-get` fails.
+pub fn install(packages: &[&str]) -> Result<()> {
+    if packages.is_empty() {
+        return Ok(());
+    }
+    let list = packages.join(" ");
+    let Some(apt) = program("apt-get") else {
+        bail!("missing: {list}; install them, or a container engine for --backend compose");
+    };
+    if !checkout::is_root() {
+        bail!("missing: {list}; run: sudo apt-get install -y --no-install-recommends {list}");
+    }
+    let log = checkout::cache_dir()?.join("apt.log");
+    progress::say("packages", "apt-get update …");
+    let apt_get = |args: &[&str]| {
+        let mut command = Command::new(&apt);
+        command
+            .args(["-q", "-o", "DPkg::Lock::Timeout=300"])
+            .args(args)
+            .env("DEBIAN_FRONTEND", "noninteractive");
+        // The packages' own services stay down: without systemd, and with it.
+        command.env("RUNLEVEL", "1").env("SYSTEMD_OFFLINE", "1");
+        command
+    };
+    // Old lists may still do: the installation has the last word.
+    let _ = run_logged(apt_get(&["update"]), &log, |_| {});
+    progress::say("packages", format!("apt-get install {list} …"));
+    let args: Vec<_> = ["install", "-y", "--no-install-recommends"]
+        .into_iter()
+        .chain(packages.iter().copied())
+        .collect();
+    run_logged(apt_get(&args), &log, |_| {}).with_context(|| format!("cannot install {list}"))
+}
+
+/// Runs a command to its end with its output in `log`; `tick` sees the log's path now and then.
+///
+/// # Errors
+///
+/// If it fails (the end of its log is in the error), or we are interrupted: then it is ended first.
+pub fn run_logged(mut command: Command, log: &Path, mut tick: impl FnMut(&Path)) -> Result<()> {
+    let output = File::create(log).with_context(|| format!("cannot write {}", log.display()))?;
+    command.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output);
+    let name = command.get_program().to_string_lossy().into_owned();
+    let mut child = command.spawn().with_context(|| format!("cannot start {name}"))?;
+    let status = loop {
+        if let Some(status) = child.try_wait()? {
+            break status;
+        }
+        if interrupt::requested() {
+            child.kill()?;
+            child.wait()?;
+            interrupt::check()?;
+        }
+        tick(log);
+        pause(Duration::from_millis(100));
+    };
+    if !status.success() {
+        bail!("{name} failed ({status}); the end of {}:\n{}", log.display(), tail(log, 20));
+    }
+    Ok(())
+}
+
+/// The last `lines` lines of a file; nothing if there is none.
+#[must_use]
+pub fn tail(file: &Path, lines: usize) -> String {
+    let bytes = fs::read(file).unwrap_or_default();
+    let text = String::from_utf8_lossy(&bytes);
+    let all: Vec<_> = text.lines().collect();
+    all[all.len().saturating_sub(lines)..].join("\n")
+}
+
+/// Appends `text` to a log.
+pub fn append(log: &Path, text: &[u8]) {
+    use std::io::Write;
+
+    // A log that cannot be written is no reason to fail what it reports.
+    if let Ok(mut file) = OpenOptions::new().append(true).create(true).open(log) {
+        let _ = file.write_all(text);
+    }
+}
+
+/// The programs of the pinned major version, else those of the newest.
+fn postgres_dir() -> Option<PathBuf> {
+    let complete =
+        |dir: &PathBuf| is_program(&dir.join("initdb")) && is_program(&dir.join("postgres"));
+    let debian = Path::new("/usr/lib/postgresql");
+    let pinned = debian.join(POSTGRES_VERSION).join("bin");
+    if complete(&pinned) {
+        return Some(pinned);
+    }
+    let mut versions: Vec<u32> = fs::read_dir(debian)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .collect();
+    versions.sort_unstable();
+    let newest =
+        versions.into_iter().rev().map(|version| debian.join(version.to_string()).join("bin"));
+    let in_path = program("initdb").and_then(|file| file.parent().map(Path::to_path_buf));
+    newest.chain(in_path).find(complete)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_shows_the_end_of_the_log() {
+        let log = std::env::temp_dir().join(format!("xtask-log-{}", std::process::id()));
+        let mut command = Command::new("sh");
+        command.args(["-c", "seq 1 50; echo the reason >&2; exit 3"]);
+        let error = run_logged(command, &log, |_| {}).unwrap_err().to_string();
+        assert!(
+            error.contains("the reason") && error.contains("\n50\n") && !error.contains("\n10\n"),
+            "{error}"
+        );
+        fs::remove_file(log).unwrap();
+    }
+
+    #[test]
+    fn programs_are_found_by_name() {
+        assert!(program("sh").is_some());
+        assert!(program("no-such-program-here").is_none());
+    }
+}
