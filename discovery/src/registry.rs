@@ -97,6 +97,9 @@ impl ServiceRegistry {
     /// and what the file named by `DISCOVERY_FILE` names, as [`register_file`](Self::register_file)
     /// does, so that no service of the environment can be called `file`. An empty variable counts as not set.
     ///
+    /// Beside a Kubernetes service that is itself called `discovery`, the cluster sets variables such as
+    /// `DISCOVERY_PORT=tcp://…`, which are errors here: `enableServiceLinks: false` keeps them out.
+    ///
     /// # Errors
     ///
     /// All that is wrong, of all variables and of the file; nothing is registered then.

@@ -20,6 +20,8 @@ use crate::{Alert, AlertSeverity};
 #[derive(Debug, Default)]
 pub(crate) struct Board {
     firing: BTreeMap<Arc<str>, BTreeMap<Option<Arc<str>>, Alert>>,
+    /// How many alerts of a rule were not taken in last time, so that a steady flood is logged once.
+    refused: BTreeMap<Arc<str>, usize>,
     issued: u64,
 }
 
@@ -41,7 +43,7 @@ impl Board {
         let mut room = MAX_ALERTS.saturating_sub(self.alerts().count());
         let mut ended = self.firing.remove(&rule).unwrap_or_default();
         let mut firing = BTreeMap::new();
-        let mut notices = Vec::new();
+        let (mut notices, mut refused) = (Vec::new(), 0);
         for (service, Finding { severity, summary, .. }) in worst(findings) {
             let (mut alert, told) = match ended.remove(&service) {
                 Some(alert) => {
@@ -49,7 +51,7 @@ impl Board {
                     (Alert { severity: severity.max(alert.severity), summary, ..alert }, told)
                 }
                 None if room == 0 => {
-                    tracing::warn!(target: "shared_external::monitoring", %rule, "over {MAX_ALERTS} alerts fire; this one is not taken in");
+                    refused += 1;
                     continue;
                 }
                 None => {
@@ -67,6 +69,9 @@ impl Board {
         for alert in ended.into_values() {
             self.issued += 1;
             notices.push(resolved(alert, self.issued, now));
+        }
+        if self.refused.insert(Arc::clone(&rule), refused) != Some(refused) && refused > 0 {
+            tracing::warn!(target: "shared_external::monitoring", %rule, refused, "over {MAX_ALERTS} alerts fire; the last ones are not taken in");
         }
         if !firing.is_empty() {
             self.firing.insert(rule, firing);

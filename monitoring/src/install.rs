@@ -114,7 +114,8 @@ fn by_handle(handle: PrometheusHandle) -> Arc<dyn Fn() -> String + Send + Sync> 
 
 /// A gauge without a value is not a number: the text leaves it out.
 fn without_absent(text: &str) -> String {
-    let present = text.split_inclusive('\n').filter(|line| !line.trim_end().ends_with(" NaN"));
+    let absent = |line: &str| !line.starts_with('#') && line.trim_end().ends_with(" NaN");
+    let present = text.split_inclusive('\n').filter(|line| !absent(line));
     present.collect()
 }
 
@@ -127,5 +128,27 @@ fn keep_up(handle: PrometheusHandle) {
     };
     if let Err(error) = std::thread::Builder::new().name("metrics-upkeep".into()).spawn(rounds) {
         tracing::warn!(target: "shared_external::monitoring", %error, "no thread for the upkeep of metrics: they take memory until they are rendered");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_help_text_may_end_in_nan() {
+        let text = "# HELP a Not NaN\n# TYPE a gauge\na NaN\na{b=\"c\"} NaN\na{b=\"d\"} 1\n";
+        let left = "# HELP a Not NaN\n# TYPE a gauge\na{b=\"d\"} 1\n";
+        assert_eq!(without_absent(text), left);
+    }
+
+    #[test]
+    fn a_name_with_quotes_and_lines_breaks_no_label() {
+        let recorder = PrometheusBuilder::new().build_recorder();
+        metrics::with_local_recorder(&recorder, || {
+            metrics::gauge!("g", "name" => "a\"b\\c\nd NaN").set(1);
+        });
+        let text = without_absent(&recorder.handle().render());
+        assert!(text.contains("g{name=\"a\\\"b\\\\c\\nd NaN\"} 1\n"), "{text}");
     }
 }

@@ -21,6 +21,12 @@
 //! | `consecutive_failures` | 5 checks failed in a row | error | one did not |
 //!
 //! With the feature `axum`, `health_routes` serves it all over HTTP.
+//!
+//! # What is absent
+//!
+//! No rule for slowness (what is slow, the application knows: [`AlertRule`]'s example is one), and no
+//! gauge of slow calls. Of OpenTelemetry's names, no `db_collection_name`, and no idle minimum and
+//! maximum of a pool. Alerts that still fire when the process ends are not told as resolved.
 
 mod alert;
 mod board;
@@ -29,6 +35,7 @@ mod calls;
 mod capped;
 mod defaults;
 mod delivery;
+mod guarded;
 mod install;
 mod json;
 mod life;

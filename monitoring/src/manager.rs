@@ -69,6 +69,7 @@ impl MonitoringManager {
     ///
     /// Outside a tokio runtime, unless the builder was given one.
     pub fn start(&self) {
+        let _alone = lock(&self.shared.entrance);
         if !self.life.begin() {
             return;
         }
@@ -107,6 +108,7 @@ impl MonitoringManager {
     ///
     /// [`InvalidMonitoring`] for a setting out of its range, a name that is taken, or a 257th service.
     pub fn add_service(&self, service: Service) -> Result<(), InvalidMonitoring> {
+        let _alone = lock(&self.shared.entrance);
         let monitor = self.shared.take_in(service)?;
         if self.life.has_begun() {
             self.life.spawn(async move { monitor.run().await });
@@ -118,6 +120,7 @@ impl MonitoringManager {
     pub fn add_alert_handler(&self, handler: impl AlertHandler + 'static) {
         let courier = Courier::new(Arc::new(handler), self.shared.setup.metrics.is_some());
         let courier = Arc::new(courier);
+        let _alone = lock(&self.shared.entrance);
         if self.life.has_begun() {
             self.deliver(&courier);
         }

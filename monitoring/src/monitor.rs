@@ -1,13 +1,14 @@
 //! Looks at one service, over and over, in the background.
 
 use std::borrow::Cow;
+use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use resilience_core::{CircuitSnapshot, Deadline, Health, HealthStatus, PoolStatus};
 use serde::Serialize;
 use tokio::sync::Notify;
-use tokio::time::{Instant, sleep_until, timeout_at};
+use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
 use crate::calls::Calls;
 use crate::meters::CheckMeters;
@@ -156,8 +157,15 @@ impl ServiceMonitor {
             }
             news.notify_one();
         }
-        // A check that was cut off must be gone before the next may start.
-        look.end().await;
+        // A check that was cut off must be gone before the next may start. One that blocks its thread
+        // may never be: it goes on failing, or its service would stay as it was.
+        let mut gone = pin!(look.end());
+        while timeout(plan.interval, &mut gone).await.is_err() {
+            let health =
+                Health::unhealthy(started.elapsed(), "a check that was cut off still runs");
+            self.record(health, clock.now());
+            news.notify_one();
+        }
     }
 
     fn record(&self, health: Health, now: Moment) {

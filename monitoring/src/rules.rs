@@ -215,7 +215,7 @@ impl AlertRule for ErrorRate {
             let calls = &service.metrics;
             let rate = calls.error_rate.unwrap_or_default();
             let high = if firing.about(name) {
-                rate >= thresholds.error_rate_clear && calls.requests > 0
+                rate >= thresholds.error_rate_clear && calls.errors > 0
             } else {
                 rate > thresholds.error_rate && calls.requests >= thresholds.min_samples
             };

@@ -8,6 +8,7 @@ use resilience_core::HealthCheck;
 use serde::Serialize;
 
 use crate::defaults;
+use crate::guarded::Guarded;
 use crate::state::Thresholds;
 
 /// How much depends on a service.
@@ -117,7 +118,7 @@ impl Service {
             interval: self.interval.unwrap_or(interval),
             timeout: self.timeout.unwrap_or(timeout),
             name: self.name,
-            check: self.check,
+            check: Arc::new(Guarded(self.check)),
             criticality: self.criticality,
             jitter: self.jitter,
             thresholds: self.thresholds,

@@ -46,6 +46,8 @@ pub(crate) struct Shared {
     monitors: RwLock<BTreeMap<Arc<str>, ServiceMonitor>>,
     ratios: Mutex<FailureRatios>,
     gauges: Mutex<Gauges>,
+    /// Held while something is taken in and set going, so that it is neither twice nor never.
+    pub(crate) entrance: Mutex<()>,
     /// Told whenever a check has ended.
     news: Arc<Notify>,
     /// Told whenever the ends of checks were judged.
@@ -66,6 +68,7 @@ impl Shared {
             monitors: RwLock::default(),
             ratios: Mutex::default(),
             gauges: Mutex::default(),
+            entrance: Mutex::default(),
             news: Arc::default(),
             looked: Notify::new(),
             up: AtomicBool::new(false),
@@ -186,11 +189,13 @@ impl Shared {
         // Taken out, so that a rule may add another.
         let mut rules = std::mem::take(&mut *lock(&self.rules));
         for rule in &mut rules {
-            let name = rule.name();
-            let firing = lock(&self.board).firing(name);
-            let judged = catch_unwind(AssertUnwindSafe(|| rule.judge(&summary, &firing)));
-            let Ok(findings) = judged else {
-                tracing::error!(target: "shared_external::monitoring", rule = name, "an alert rule panicked; its alerts stay as they are");
+            let judged = catch_unwind(AssertUnwindSafe(|| {
+                let name = rule.name();
+                let firing = lock(&self.board).firing(name);
+                (name, rule.judge(&summary, &firing))
+            }));
+            let Ok((name, findings)) = judged else {
+                tracing::error!(target: "shared_external::monitoring", "an alert rule panicked; its alerts stay as they are");
                 continue;
             };
             let notices = lock(&self.board).apply(name, findings, now);

@@ -102,6 +102,9 @@ impl ServiceState {
         let thresholds = if first { Thresholds { fall: 1, rise: 1 } } else { self.thresholds };
         self.down.see(down, thresholds);
         self.impaired.see(impaired, thresholds);
+        if !impaired && !self.impaired.on {
+            self.trouble = None;
+        }
         self.settle(now)
     }
 
@@ -270,6 +273,16 @@ mod tests {
         assert_eq!(state.reason().as_deref(), Some("connection refused"));
         assert_eq!(state.sees(Healthy), Healthy);
         assert_eq!(state.reason(), None);
+    }
+
+    #[test]
+    fn the_reason_of_an_earlier_outage_is_not_given_for_a_later_one() {
+        let mut state = state(Thresholds { fall: 1, rise: 1 });
+        let health = Health::unhealthy(Duration::ZERO, "connection refused");
+        state.checked(health, Clock::FIXED.now());
+        state.sees(Healthy);
+        assert_eq!(state.sees(Unhealthy), Unhealthy);
+        assert_eq!(state.reason(), None, "this one gave none");
     }
 
     #[test]

@@ -421,3 +421,89 @@ async fn the_log_has_each_alert_at_the_level_of_its_severity() {
         assert!(text.contains(line), "{line} is missing in\n{text}");
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn an_error_rate_alert_without_tolerance_ends_too() {
+    let mut thresholds = AlertThresholds::default();
+    (thresholds.error_rate, thresholds.error_rate_clear) = (0.0, 0.0);
+    let manager = every_second()
+        .optional("spotless", Puppet::that(Does::Answer))
+        .alert_thresholds(thresholds)
+        .build()
+        .unwrap();
+    manager.start();
+    calls("spotless", CallOutcome::ServiceError, 20);
+    pass(secs(2)).await;
+    assert_eq!(manager.alerts().len(), 1);
+    for _ in 0..70 {
+        calls("spotless", CallOutcome::Success, 10);
+        pass(secs(1)).await;
+    }
+    assert!(manager.alerts().is_empty(), "no call has failed for a minute");
+}
+
+/// A check that answers, but whose pool has a bug.
+struct Buggy(Mutex<bool>);
+
+#[async_trait::async_trait]
+impl resilience_core::HealthCheck for Buggy {
+    async fn check(&self, _: Deadline) -> resilience_core::Health {
+        resilience_core::Health::healthy(Duration::ZERO)
+    }
+
+    fn pool_status(&self) -> Option<resilience_core::PoolStatus> {
+        assert!(!*self.0.lock().unwrap(), "a bug in the pool");
+        None
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_panic_in_what_the_application_wrote_does_not_end_the_alerts() {
+    let (buggy, ledger) = (Arc::new(Buggy(Mutex::new(false))), Ledger::new());
+    let redis = Puppet::that(Does::Answer);
+    let manager = every_second()
+        .optional("buggy", buggy.clone())
+        .optional("redis", redis.clone())
+        .alert_handler(ledger.clone())
+        .build()
+        .unwrap();
+    manager.start();
+    pass(secs(2)).await;
+    let _ = std::thread::scope(|scope| {
+        scope
+            .spawn(|| {
+                let _held = buggy.0.lock().unwrap();
+                panic!("poisons the lock: every look at the pool panics from now on");
+            })
+            .join()
+    });
+    redis.now(Does::Fail);
+    pass(secs(3)).await;
+    assert_eq!(ledger.delivered(), [fired("service_unhealthy:redis", Error)]);
+    assert!(manager.service("buggy").unwrap().pool.is_none());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_flood_of_alerts_is_not_logged_each_second() {
+    struct Flood;
+    impl AlertRule for Flood {
+        fn name(&self) -> &'static str {
+            "flood"
+        }
+        fn judge(&mut self, _: &HealthSummary, _: &Firing) -> Vec<Finding> {
+            let about = |n: u32| Finding::about(&Arc::from(n.to_string()), Warning, "wet");
+            (0..1010).map(about).collect()
+        }
+    }
+    let log = Log::default();
+    let writer = log.clone();
+    let subscriber =
+        tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).finish();
+    let _guard = tracing::subscriber::set_default(subscriber);
+    let manager = every_second().alert_rule(Flood).build().unwrap();
+    manager.start();
+    pass(secs(60)).await;
+    assert_eq!(manager.alerts().len(), 1000);
+    let text = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
+    assert_eq!(text.lines().filter(|line| line.contains("alerts fire")).count(), 1, "{text}");
+}

@@ -277,3 +277,75 @@ async fn a_check_that_blocks_its_thread_is_seen_and_not_joined_by_another() {
     until("recovered", &|| status(&manager, "blocking") == Healthy).await;
     assert!(blocking.looks.load(SeqCst) > 1);
 }
+
+/// A check that answers at first, and then never again: it blocks its thread.
+struct Stuck {
+    looks: AtomicUsize,
+    let_go: Mutex<mpsc::Receiver<()>>,
+}
+
+#[async_trait::async_trait]
+impl HealthCheck for Stuck {
+    async fn check(&self, _: Deadline) -> Health {
+        if self.looks.fetch_add(1, SeqCst) > 0 {
+            let _ = self.let_go.lock().unwrap().recv();
+        }
+        Health::healthy(Duration::ZERO)
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 3)]
+async fn a_check_that_never_comes_back_does_not_leave_its_service_healthy_for_ever() {
+    let (release, let_go) = mpsc::channel();
+    let stuck = Arc::new(Stuck { looks: AtomicUsize::new(0), let_go: Mutex::new(let_go) });
+    let manager = MonitoringManager::builder()
+        .interval(Duration::from_millis(50))
+        .timeout(Duration::from_millis(500))
+        .critical("stuck", stuck.clone())
+        .build()
+        .unwrap();
+    manager.start();
+    // A worker that blocks may take the clock along, unless another has something to do.
+    let busy = tokio::spawn(async {
+        loop {
+            tokio::task::yield_now().await;
+        }
+    });
+    let condemned = async {
+        while status(&manager, "stuck") != Unhealthy {
+            pass(Duration::from_millis(1)).await;
+        }
+    };
+    let in_time = tokio::time::timeout(secs(10), condemned).await;
+    busy.abort();
+    assert_eq!(stuck.looks.load(SeqCst), 2, "the second still runs, and no third");
+    drop(release);
+    assert!(in_time.is_ok(), "{:?}", manager.service("stuck"));
+}
+
+#[test]
+fn a_service_that_comes_while_the_watch_starts_is_not_watched_twice() {
+    for _ in 0..100 {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .start_paused(true)
+            .build()
+            .unwrap();
+        let builder = every_second().runtime(runtime.handle().clone());
+        let manager = builder.critical("first", Puppet::that(Does::Answer)).build().unwrap();
+        let late: Vec<_> = (0..20).map(|_| Puppet::that(Does::Answer)).collect();
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                for (number, puppet) in late.iter().enumerate() {
+                    let service = Service::optional(format!("late-{number}"), puppet.clone());
+                    manager.add_service(service.jitter(0.0)).unwrap();
+                }
+            });
+            scope.spawn(|| manager.start());
+        });
+        runtime.block_on(pass(Duration::from_millis(9500)));
+        for puppet in late {
+            assert_eq!(puppet.looks().len(), 10);
+        }
+    }
+}

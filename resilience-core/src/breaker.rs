@@ -148,7 +148,7 @@ impl CircuitBreaker {
     #[must_use]
     pub fn snapshot(&self) -> CircuitSnapshot {
         let now = Instant::now();
-        let (word, since, retry_after) = self.shared.circuit.times(now);
+        let (word, since, retry_after) = self.shared.circuit.times(&self.shared.settings, now);
         CircuitSnapshot {
             name: Arc::clone(&self.shared.name),
             state: word.state(),

@@ -87,6 +87,9 @@ pub(crate) struct Circuit {
     slow: Mutex<Slow>,
 }
 
+/// A probe may end at any moment: who is refused because of one need not stay away for its whole lease.
+const PROBE_ENDS_SOON: Duration = Duration::from_secs(1);
+
 /// What only Open and HalfOpen need, and when the current state began.
 #[derive(Debug)]
 struct Slow {
@@ -152,7 +155,7 @@ impl Circuit {
                         break Ok(Pass { generation: word.generation(), probe: Some(id) });
                     } else {
                         let expiry = slow.first_expiry().expect("half_open_max_calls is 1 or more");
-                        break Err(expiry - now);
+                        break Err((expiry - now).min(PROBE_ENDS_SOON));
                     }
                 }
             }
@@ -184,16 +187,22 @@ impl Circuit {
     }
 
     /// When the current state began, when an open one ends, and how long until another try is worth making.
-    pub(crate) fn times(&self, now: Instant) -> (Word, Instant, Option<Duration>) {
+    pub(crate) fn times(
+        &self,
+        settings: &CircuitSettings,
+        now: Instant,
+    ) -> (Word, Instant, Option<Duration>) {
         let slow = self.lock();
         let word = self.load();
         let retry_after = match word.state() {
             CircuitState::Closed => None,
             CircuitState::Open => Some(slow.open_until.saturating_duration_since(now)),
-            CircuitState::HalfOpen => {
-                slow.first_expiry().map(|expiry| expiry.saturating_duration_since(now))
-            }
+            CircuitState::HalfOpen => slow
+                .first_expiry()
+                .filter(|_| slow.probes.len() >= settings.half_open_max_calls as usize)
+                .map(|expiry| expiry.saturating_duration_since(now).min(PROBE_ENDS_SOON)),
         };
+        let retry_after = retry_after.filter(|wait| !wait.is_zero());
         (word, slow.since, retry_after)
     }
 

@@ -60,7 +60,9 @@ impl FromStr for Address {
     type Err = AddressError;
 
     fn from_str(text: &str) -> Result<Self, AddressError> {
-        let wrong = || AddressError { text: text.to_owned() };
+        // Somebody may have put a URL with a password where an address belongs.
+        let shown = if text.contains('@') { "***" } else { text };
+        let wrong = || AddressError { text: shown.to_owned() };
         let (host, port) = text.trim().rsplit_once(':').ok_or_else(wrong)?;
         let port = port.parse().ok().filter(|port| *port != 0).ok_or_else(wrong)?;
         let bracketed = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
@@ -272,5 +274,14 @@ mod tests {
     fn a_tracker_that_condemns_all_cuts_off_nothing() {
         let set = EndpointSet::fixed([endpoint(1, 1, false), endpoint(2, 0, false)]);
         assert_eq!(set.candidates()[0].address.port(), 2);
+    }
+
+    #[test]
+    fn a_password_put_into_an_address_is_not_shown() {
+        for text in ["user:hunter2@redis:6379", "redis://:hunter2@redis:6379/0"] {
+            let error = text.parse::<Address>().unwrap_err();
+            assert!(!format!("{error} {error:?}").contains("hunter2"), "{error:?}");
+        }
+        assert!("redis".parse::<Address>().unwrap_err().to_string().starts_with("\"redis\" is no"));
     }
 }

@@ -74,6 +74,16 @@ impl<E> CallError<E> {
         }
     }
 
+    /// Attempts made, as far as it tells.
+    pub(crate) fn attempts(&self) -> u32 {
+        match self {
+            Self::DeadlineExceeded(over) => over.attempts,
+            Self::AttemptTimeout(timeout) => timeout.attempts,
+            Self::Inner(failed) => failed.attempts,
+            Self::CircuitOpen(_) | Self::BulkheadFull(_) | Self::Draining(_) => 0,
+        }
+    }
+
     /// The same failure with the operation's own error turned into another type.
     pub fn map_inner<F>(self, f: impl FnOnce(E) -> F) -> CallError<F> {
         match self {

@@ -28,11 +28,10 @@ pub(crate) struct Gate {
 impl Gate {
     /// Lets one call in, unless the gate is closed.
     pub(crate) fn enter(self: &Arc<Self>) -> Option<Inside> {
-        if self.word.fetch_add(1, Ordering::AcqRel) & CLOSED == 0 {
-            return Some(Inside(Arc::clone(self)));
-        }
-        self.leave();
-        None
+        // Not an addition that is taken back: a drain would count those who are turned away.
+        let count = |word: usize| (word & CLOSED == 0).then_some(word + 1);
+        let entered = self.word.try_update(Ordering::AcqRel, Ordering::Acquire, count);
+        entered.is_ok().then(|| Inside(Arc::clone(self)))
     }
 
     pub(crate) fn is_closed(&self) -> bool {
@@ -105,5 +104,27 @@ mod tests {
             gate.drain(Deadline::within(Duration::from_secs(1))).await,
             Drained { abandoned: 2 }
         );
+    }
+
+    #[test]
+    fn those_who_are_turned_away_are_never_counted_as_inside() {
+        let gate = Arc::new(Gate::default());
+        gate.word.store(CLOSED, Ordering::Release);
+        let done = std::sync::atomic::AtomicBool::new(false);
+        let all_there = std::sync::Barrier::new(4);
+        std::thread::scope(|scope| {
+            for _ in 0..3 {
+                scope.spawn(|| {
+                    all_there.wait();
+                    while !done.load(Ordering::Acquire) {
+                        assert!(gate.enter().is_none());
+                    }
+                });
+            }
+            all_there.wait();
+            let most = (0..200_000).map(|_| gate.inside()).max();
+            done.store(true, Ordering::Release);
+            assert_eq!(most, Some(0));
+        });
     }
 }

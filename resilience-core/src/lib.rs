@@ -4,7 +4,7 @@
 //! which orders the layers once and for all:
 //!
 //! ```text
-//! deadline → retry (budget) → breaker → bulkhead → attempt timeout → operation
+//! deadline → fallback → retry (budget) → breaker → bulkhead → attempt timeout → operation
 //! ```
 //!
 //! What several rooms need to agree on lives here as plain nouns: [`Verdict`], [`Deadline`],
@@ -20,6 +20,7 @@ mod endpoint;
 mod error;
 mod gate;
 mod health;
+mod nesting;
 mod observe;
 mod permit;
 mod pipeline;

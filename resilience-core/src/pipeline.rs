@@ -15,6 +15,7 @@ use std::time::Duration;
 use tokio::time::{Instant, timeout_at};
 
 use crate::gate::Gate;
+use crate::nesting;
 use crate::observe::{CallOutcome, Event, emit};
 use crate::permit::Watched;
 use crate::retry::Retries;
@@ -139,7 +140,9 @@ impl Pipeline {
 
     /// Runs `operation` once per attempt. `classifier` says what its errors mean.
     ///
-    /// The call ends by the nearest of its own deadline, the surrounding one and the pipeline's.
+    /// The call ends by its own deadline, or where it has none by the pipeline's; by the surrounding one
+    /// where that is nearer. Of nested pipelines the innermost retries: those around it do not repeat
+    /// what it gave up.
     ///
     /// # Errors
     ///
@@ -170,17 +173,20 @@ impl Pipeline {
         let result =
             layers.attempts(call.idempotent, deadline, classifier, operation, &mut record).await;
         record.outcome = outcome(&result);
+        if layers.retry.max_retries() > 0 {
+            nesting::tell_the_outer(result.is_err());
+        }
         result
     }
 
     /// [`run`](Self::run), and when the service cannot be had, `fallback`. The primary gets half of
-    /// the time there is, so that both end by the deadline.
+    /// the time there is, so that both end by the deadline: a fallback that does not is cut off.
     ///
     /// A request that the service refused is no case for a fallback: its error comes back.
     ///
     /// # Errors
     ///
-    /// What `fallback` returns, or the refusal.
+    /// What `fallback` returns, or the refusal; [`DeadlineExceeded`] where the fallback ran out of time.
     ///
     /// # Cancel safety
     ///
@@ -200,12 +206,19 @@ impl Pipeline {
     {
         let whole =
             call.deadline.unwrap_or_else(|| Deadline::within(self.layers.deadline)).inherited();
-        let half = whole.half(Instant::now());
+        let started = Instant::now();
+        let half = whole.half(started);
         match self.run(call.by(half), classifier, operation).await {
             Ok(value) => Ok(value),
             Err(error) if error.is_unavailable() => {
                 tracing::debug!(target: "shared_external::pipeline", name = %self.layers.name, "falling back");
-                whole.scope(fallback(error)).await
+                let attempts = error.attempts();
+                let falling_back = whole.scope(async { fallback(error).await });
+                timeout_at(whole.instant(), falling_back).await.unwrap_or_else(|_| {
+                    let name = Arc::clone(&self.layers.name);
+                    let elapsed = started.elapsed();
+                    Err(CallError::from(DeadlineExceeded { name, attempts, elapsed }).into())
+                })
             }
             Err(error) => Err(error.into()),
         }
@@ -316,16 +329,17 @@ impl Layers {
         let mut retries: Retries<'_> = self.retry.begin(&self.name);
         let mut last = None;
         loop {
-            let (error, verdict) =
-                match self.attempt(deadline, classifier, &mut operation, record).await {
-                    Ok(value) => return Ok(value),
-                    Err(Ended::Refused(error)) => return Err(last.unwrap_or(error)),
-                    Err(Ended::Failed(error, verdict)) => (error, verdict),
-                };
+            let attempt = self.attempt(deadline, classifier, &mut operation, record);
+            let (attempt, given_up) = nesting::listen(attempt).await;
+            let (error, verdict) = match attempt {
+                Ok(value) => return Ok(value),
+                Err(Ended::Refused(error)) => return Err(last.unwrap_or(error)),
+                Err(Ended::Failed(error, verdict)) => (error, verdict),
+            };
             // Waiting for an open circuit would only end in its refusal.
             let open =
                 self.breaker.as_ref().is_some_and(|breaker| breaker.state() == CircuitState::Open);
-            let may_repeat = verdict.may_repeat(idempotent) && !open;
+            let may_repeat = verdict.may_repeat(idempotent) && !open && !given_up;
             retries.budgeted = verdict.blame != Blame::Local;
             match retries.next(may_repeat, verdict.retry_after, Some(deadline)) {
                 Some(delay) => tokio::time::sleep(delay).await,
@@ -361,7 +375,7 @@ impl Layers {
         };
         in_time(record)?;
         let limit = self.attempt_timeout.min(deadline.remaining());
-        let until = Deadline::within(limit);
+        let until = Deadline::within(limit).min(deadline);
         record.attempts += 1;
         let attempt = Attempt { number: record.attempts, deadline: until };
         tracing::debug!(target: "shared_external::pipeline", name = %self.name, operation = record.operation, attempt = attempt.number, ?limit, "attempt");

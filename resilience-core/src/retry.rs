@@ -72,7 +72,7 @@ impl RetryPolicy {
     }
 
     /// Runs `operation` until it succeeds, an error is not `retryable`, or no retry is left. No
-    /// attempt starts past the surrounding [`Deadline`], if there is one.
+    /// retry starts past the surrounding [`Deadline`], if there is one; the first attempt always does.
     ///
     /// Calling this is the caller's word that the operation is idempotent.
     ///
@@ -100,6 +100,10 @@ impl RetryPolicy {
             match retries.next(retryable(&error), None, Deadline::current()) {
                 Some(delay) => tokio::time::sleep(delay).await,
                 None => return Err(error),
+            }
+            // It may have slept longer than it meant to.
+            if Deadline::current().is_some_and(|deadline| deadline.has_passed(Instant::now())) {
+                return Err(error);
             }
         }
     }

@@ -113,9 +113,13 @@ impl Settings {
     /// The parts of a setting: a comma-separated text, or a list in a file. Empty parts are dropped.
     pub fn list(&mut self, key: &str) -> Option<Vec<String>> {
         let value = self.values.get::<config::Value>(key).ok()?;
-        let parts: Vec<String> = match value.clone().into_array() {
-            Ok(values) => values.into_iter().filter_map(|value| value.into_string().ok()).collect(),
-            Err(_) => value.into_string().ok()?.split(',').map(str::to_owned).collect(),
+        let parts: Result<Vec<String>, _> = match value.clone().into_array() {
+            Ok(values) => values.into_iter().map(config::Value::into_string).collect(),
+            Err(_) => value.into_string().map(|text| text.split(',').map(str::to_owned).collect()),
+        };
+        let Ok(parts) = parts else {
+            self.wrong(key, Held::Secret, "a text, or a list of texts");
+            return None;
         };
         Some(
             parts
@@ -233,10 +237,15 @@ pub fn parse_duration(text: &str) -> Option<Duration> {
     Duration::try_from_secs_f64(number * unit).ok()
 }
 
-/// Hides the user and password of a URL: `redis://***@host:6379/0`. Text that is no URL is hidden whole.
+/// Hides the user and password of a URL: `redis://***@host:6379/0`. Text that is no URL is hidden whole,
+/// and so is a host whose port is no number: that may be a password whose host was left out.
 #[must_use]
 pub fn redact_url(url: &str) -> String {
-    let Some((scheme, rest)) = url.split_once("://") else { return "***".to_owned() };
+    let is_scheme =
+        |text: &str| text.chars().all(|c| c.is_ascii_alphanumeric() || "+-.".contains(c));
+    let Some((scheme, rest)) = url.split_once("://").filter(|(scheme, _)| is_scheme(scheme)) else {
+        return "***".to_owned();
+    };
     let (authority, tail) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));
     if tail.contains('@') {
         // A password with a bare '/', '?' or '#' ends the authority too early.
@@ -245,8 +254,15 @@ pub fn redact_url(url: &str) -> String {
     let tail = tail.split(['?', '#']).next().unwrap_or_default();
     match authority.rsplit_once('@') {
         Some((_, host)) => format!("{scheme}://***@{host}{tail}"),
-        None => format!("{scheme}://{authority}{tail}"),
+        None if authority.split(',').all(is_host) => format!("{scheme}://{authority}{tail}"),
+        None => format!("{scheme}://***"),
     }
+}
+
+/// Whether `text` looks like a host, with a port or without.
+fn is_host(text: &str) -> bool {
+    text.ends_with(']')
+        || text.rsplit_once(':').is_none_or(|(_, port)| port.bytes().all(|b| b.is_ascii_digit()))
 }
 
 /// What a PEM file must hold.
@@ -273,6 +289,9 @@ impl Pem {
     /// What the setting holds, and what is allowed.
     pub fn read(path: impl Into<PathBuf>, block: PemBlock) -> Result<Self, (Held, String)> {
         let path = path.into();
+        if path.to_string_lossy().contains("-----BEGIN") {
+            return Err((Held::Secret, "the path of a PEM file, not what it holds".to_owned()));
+        }
         let shown = path.display();
         let contents = std::fs::read_to_string(&path).map_err(|error| {
             (
@@ -483,5 +502,45 @@ mod tests {
     fn an_empty_variable_counts_as_not_set() {
         let mut settings = Settings::from_pairs("redis", [("REDIS_URL", "")]);
         assert_eq!(settings.text("url"), None);
+    }
+
+    #[test]
+    fn a_key_put_where_its_path_belongs_is_not_shown() {
+        for key in ["-----BEGIN PRIVATE KEY-----\nhunter2\n", "-----BEGIN PRIVATE KEY----- hunter2"]
+        {
+            let pairs = [("REDIS_CLIENT_KEY_FILE", key)];
+            let mut settings = Settings::from_pairs("redis", pairs);
+            assert!(settings.pem("client_key_file", PemBlock::PrivateKey).is_none());
+            let text = settings.finish().unwrap_err().to_string();
+            assert!(!text.contains("hunter2") && text.contains("REDIS_CLIENT_KEY_FILE"), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_password_in_a_malformed_url_is_not_shown() {
+        for url in [
+            "user:hunter2@host://db",
+            "redis://:hunter2",
+            "redis://user:hunter2/0",
+            "postgres://a:1,user:hunter2/db",
+        ] {
+            let shown = redact_url(url);
+            assert!(!shown.contains("hunter2"), "{shown}");
+        }
+        for url in ["redis://[::1]:6379/0", "redis://[::1]", "postgres://a:1,b:2/db", "k8s://a.b"] {
+            assert_eq!(redact_url(url), url);
+        }
+    }
+
+    #[test]
+    fn a_table_where_a_list_belongs_is_told() {
+        let file = std::env::temp_dir().join(format!("table-{}.toml", std::process::id()));
+        std::fs::write(&file, "[search]\nurl = { host = \"a\" }\nnodes = [\"a\", { b = 1 }]\n")
+            .unwrap();
+        let mut settings = Settings::read("search", Some(&file), Some(HashMap::new()));
+        std::fs::remove_file(&file).unwrap();
+        assert_eq!((settings.list("url"), settings.list("nodes")), (None, None));
+        let text = settings.finish().unwrap_err().to_string();
+        assert!(text.contains("SEARCH_URL") && text.contains("SEARCH_NODES"), "{text}");
     }
 }

@@ -249,3 +249,25 @@ fn threads_that_fail_together_open_it_once() {
         assert_eq!((snapshot.state, snapshot.generation), (CircuitState::Open, 1));
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_probe_in_flight_does_not_send_everyone_away_for_its_whole_lease() {
+    let breaker = half_open().await;
+    let _probe = breaker.try_acquire().unwrap();
+    let refused = breaker.try_acquire().unwrap_err();
+    assert_eq!(refused.retry_after, Duration::from_secs(1), "it may end at any moment");
+    assert_eq!(breaker.snapshot().retry_after, Some(Duration::from_secs(1)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_half_open_circuit_with_a_free_probe_sends_nobody_away() {
+    let builder = CircuitBreaker::builder("b").fail_max(1).half_open_max_calls(2);
+    let breaker = builder.build().unwrap();
+    breaker.try_acquire().unwrap().failure();
+    advance(RESET).await;
+    assert_eq!(breaker.snapshot().retry_after, None, "the next call is a probe");
+    let _probe = breaker.try_acquire().unwrap();
+    assert_eq!(breaker.snapshot().retry_after, None);
+    let _other = breaker.try_acquire().unwrap();
+    assert!(breaker.snapshot().retry_after.is_some());
+}

@@ -257,3 +257,78 @@ async fn a_deadline_too_short_to_judge_by_blames_nobody() {
     let _ = pipeline.run(call(10), &AnyError, |_| hang()).await;
     assert_eq!((breaker.state(), breaker.snapshot().calls.failure), (CircuitState::Open, 1));
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_fallback_that_hangs_ends_by_the_deadline_too() {
+    let started = Instant::now();
+    let call = Call::read().by(Deadline::within(2 * SECOND));
+    let error = pipeline(retries(9))
+        .run_or(call, &AnyError, |_| hang(), |_| std::future::pending())
+        .await
+        .unwrap_err();
+    let error: CallError<Refused> = error;
+    assert!(
+        matches!(error, CallError::DeadlineExceeded(ref over) if over.attempts == 1),
+        "{error}"
+    );
+    assert_eq!(started.elapsed(), 2 * SECOND);
+}
+
+#[tokio::test]
+async fn no_attempt_is_promised_time_past_the_deadline() {
+    let pipeline = pipeline(retries(0));
+    for _ in 0..1000 {
+        let deadline = Deadline::within(2 * SECOND);
+        let told = pipeline.run(Call::read().by(deadline), &AnyError, |attempt| async move {
+            Ok::<_, Refused>(attempt.deadline)
+        });
+        assert!(told.await.unwrap() <= deadline);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_policy_alone_starts_no_retry_past_the_deadline_either() {
+    let made = Mutex::new(0);
+    let policy = retries(3);
+    let calling = Deadline::within(2 * SECOND).scope(policy.run(
+        || {
+            *made.lock().unwrap() += 1;
+            async { Err::<(), _>(Refused) }
+        },
+        |_| true,
+    ));
+    // This process stands still while the policy waits its first second.
+    let (result, ()) = tokio::join!(calling, tokio::time::advance(5 * SECOND));
+    result.unwrap_err();
+    assert_eq!(*made.lock().unwrap(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn nested_pipelines_do_not_multiply_their_attempts() {
+    let sent = Mutex::new(0);
+    let quick = || {
+        let retry = RetryPolicy::builder().max_retries(3).base_delay(Duration::from_millis(1));
+        pipeline(retry.build().unwrap())
+    };
+    let (outer, inner) = (quick(), quick());
+    let call = outer.run(Call::read(), &AnyError, |_| {
+        inner.run(Call::read(), &AnyError, |_| {
+            *sent.lock().unwrap() += 1;
+            async { Err::<(), _>(Refused) }
+        })
+    });
+    call.await.unwrap_err();
+    assert_eq!(*sent.lock().unwrap(), 4);
+
+    // Where the inner one never repeats, or has got its answer, the outer one does what it is there for.
+    let (plain, made) = (pipeline(retries(0)), Mutex::new(0));
+    let call = outer.run(Call::read(), &AnyError, |_| {
+        *made.lock().unwrap() += 1;
+        async {
+            inner.run(Call::read(), &AnyError, |_| async { Ok::<_, Refused>(()) }).await?;
+            plain.run(Call::read(), &AnyError, |_| async { Err::<(), _>(Refused) }).await
+        }
+    });
+    call.await.unwrap_err();
+    assert_eq!(*made.lock().unwrap(), 4);
+}

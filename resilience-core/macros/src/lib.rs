@@ -201,8 +201,8 @@ pub fn circuit_breaker(arguments: TokenStream, item: TokenStream) -> TokenStream
 ///
 /// # Attempts
 ///
-/// The last attempt's error is the call's. No attempt starts past the surrounding `Deadline`, if
-/// there is one, and none waits for a circuit that it knows to be open.
+/// The last attempt's error is the call's. The first is always made; no other is waited for past the
+/// surrounding `Deadline`, if there is one, nor for a circuit that is known to be open.
 ///
 /// Each attempt has arguments of its own: what is taken by value, `self` included, is cloned and
 /// must be `Clone`; references are lent. So a result cannot borrow from what is lent as `&mut`.
