@@ -10,7 +10,8 @@ use serde_json::Value;
 
 use crate::error::{Error, ErrorKind, Status, bounded, node_name};
 
-/// Error answers larger than this are not read, in bytes: what matters stands in the status.
+/// Error answers larger than this, in bytes, or that do not say how large they are, are not read: what
+/// matters stands in the status, and the client reads all or nothing.
 const LARGEST_ERROR: u64 = 64 * 1024;
 
 /// The response itself, unless its status is 400 or above.
@@ -85,7 +86,7 @@ async fn refusal(response: Response) -> Error {
         retry_after: retry_after(response.headers()),
         ..Status::default()
     };
-    if response.content_length().is_none_or(|length| length <= LARGEST_ERROR) {
+    if response.content_length().is_some_and(|length| length <= LARGEST_ERROR) {
         // A body that breaks off takes nothing from what the status says.
         let body = response.bytes().await.map(|body| body.to_vec()).unwrap_or_default();
         (status.kind, status.reason) = explanation(&body);

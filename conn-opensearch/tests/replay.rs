@@ -145,6 +145,16 @@ async fn a_raw_response_that_speaks_against_the_service_is_no_success() {
 }
 
 #[tokio::test]
+async fn an_error_whose_text_does_not_end_is_told_by_its_status() {
+    // The peer keeps the connection as if it had said how long its answer is.
+    let endless = "HTTP/1.1 400 scripted\r\ntransfer-encoding: chunked\r\nx-note: no content-length:\r\n\r\n5\r\nwrong\r\n";
+    let peer = Peer::start(move |_, _| Reply::Raw(endless.into())).await;
+    let manager = connect(peer.url());
+    let (error, replay, blame) = inner(manager.read(search).await);
+    assert_eq!((error.status(), replay, blame), (Some(400), Replay::Never, Blame::Caller));
+}
+
+#[tokio::test]
 async fn a_request_that_was_wrong_is_neither_repeated_nor_blamed_on_the_service() {
     for code in [400, 401, 403, 404, 409, 413] {
         let peer = Peer::start(move |_, _| Reply::status(code)).await;

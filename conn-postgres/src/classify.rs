@@ -20,6 +20,7 @@ const NO_DESCRIPTORS: [i32; 2] = [24, 23];
 /// |---|---|---|
 /// | DNS, refused, connect timeout, TLS; 08001, 08004, 53300, 57P03 | safe | service |
 /// | pool exhausted, out of file descriptors | safe | local |
+/// | no answer in what a long wait for a connection left of the attempt | if idempotent | local |
 /// | connection lost, 08xxx, 57P01, 57P02 under an autocommitted statement or COMMIT; 08007, 40003 | if idempotent | service |
 /// | the same within a transaction before COMMIT | transaction | service |
 /// | 40001, 40P01, 55P03, 25P03 | transaction | caller |
@@ -43,6 +44,7 @@ impl Classify<Error> for PgClassifier {
                 Verdict { replay: Replay::Never, ..connecting(unreachable) }
             }
             Error::Exhausted(_) => Verdict::local(Replay::Safe),
+            Error::Starved { .. } => Verdict::local(Replay::IfIdempotent),
             Error::Unreachable(unreachable) => connecting(unreachable),
             Error::Closed { .. } | Error::Rejected(_) => Verdict::local(Replay::Never),
             Error::Sql(SqlError { error, context }) => {

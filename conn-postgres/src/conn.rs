@@ -1,17 +1,22 @@
 //! A borrowed connection, and its way back.
 
+use std::future::Future;
 use std::ops::{Deref, DerefMut};
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use resilience_core::{Event, emit};
-use tokio::time::Instant;
+use resilience_core::{Deadline, Event, emit};
+use tokio::time::{Instant, timeout};
 
 use crate::error::Error;
 use crate::pool::Place;
 use crate::session::Session;
 use crate::track::Report;
 use crate::tx::Tx;
+
+/// What share of an attempt may go by in our own queue before the rest is too short to judge the server by: a quarter.
+const FAIR_WAIT: u32 = 4;
 
 /// A connection borrowed from the manager. Dropping it gives it back.
 ///
@@ -36,12 +41,37 @@ pub struct Conn {
     session: Option<Session>,
     place: Place,
     lent_at: Instant,
+    /// How long the borrower waited because of other borrowers.
+    queued: Duration,
     report: Option<Arc<Report>>,
 }
 
 impl Conn {
-    pub(crate) fn new(session: Session, place: Place, lent_at: Instant) -> Self {
-        Self { session: Some(session), place, lent_at, report: None }
+    pub(crate) fn new(session: Session, place: Place, lent_at: Instant, queued: Duration) -> Self {
+        Self { session: Some(session), place, lent_at, queued, report: None }
+    }
+
+    /// Runs `work` on this connection by `deadline`. Where too little of `in_all` is left because of other
+    /// borrowers, running out of it does not count against the server.
+    pub(crate) async fn fairly<T, Fut>(
+        self,
+        in_all: Duration,
+        deadline: Deadline,
+        work: impl FnOnce(Self) -> Fut,
+    ) -> Result<T, Error>
+    where
+        Fut: Future<Output = Result<T, Error>>,
+    {
+        let waited = self.queued;
+        // Pinned once, for it may be large, and each branch would make room for it.
+        let work = pin!(work(self));
+        if waited <= in_all / FAIR_WAIT {
+            return work.await;
+        }
+        // A moment before the attempt is cut off, or nobody would hear why.
+        let left = deadline.remaining();
+        let left = left - (left / 20).min(Duration::from_millis(50));
+        timeout(left, work).await.unwrap_or(Err(Error::Starved { waited }))
     }
 
     /// The same connection, bound to tell how it fared when it goes back.

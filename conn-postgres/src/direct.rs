@@ -10,6 +10,7 @@ use sqlx::postgres::{PgQueryResult, PgRow, PgStatement, PgTypeInfo};
 use sqlx::{Describe, Execute, Executor, Postgres, SqlStr};
 
 use crate::classify::PgClassifier;
+use crate::conn::Conn;
 use crate::error::Error;
 use crate::executor::{Query, Step};
 use crate::manager::DatabaseManager;
@@ -29,10 +30,14 @@ impl DatabaseManager {
             verdict => verdict,
         };
         let operation = |attempt: Attempt| async move {
-            let mut conn = self.pool.acquire(attempt.deadline).await?;
+            let in_all = attempt.deadline.remaining();
+            let conn = self.pool.acquire(attempt.deadline).await?;
             let query = take().expect("an attempt that took it is the last");
-            let result = run(&mut conn, query).await;
-            result.map_err(|error| conn.track.explain(error))
+            let work = async |mut conn: Conn| {
+                let result = run(&mut conn, query).await;
+                result.map_err(|error| conn.track.explain(error))
+            };
+            conn.fairly(in_all, attempt.deadline, work).await
         };
         let call = Call::write().named("query");
         let result = self.pipeline.run(call, &classifier, operation).await;

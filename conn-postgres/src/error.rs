@@ -23,6 +23,12 @@ pub enum Error {
     /// All connections are lent out, and none came back in time.
     #[error(transparent)]
     Exhausted(#[from] Exhausted),
+    /// Waiting for a connection took so much of the attempt that the rest says nothing about the server.
+    #[error("no answer in what {waited:?} of waiting for a connection left of the attempt")]
+    Starved {
+        /// How long this borrower waited.
+        waited: Duration,
+    },
     /// No connection could be opened.
     #[error(transparent)]
     Unreachable(#[from] Unreachable),
@@ -115,7 +121,7 @@ impl Error {
 
     fn kind(&self) -> io::ErrorKind {
         match self {
-            Self::Exhausted(_) => io::ErrorKind::TimedOut,
+            Self::Exhausted(_) | Self::Starved { .. } => io::ErrorKind::TimedOut,
             Self::Unreachable(_) | Self::Closed { .. } => io::ErrorKind::NotConnected,
             _ => io::ErrorKind::Other,
         }

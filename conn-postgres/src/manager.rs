@@ -155,7 +155,7 @@ impl DatabaseManager {
         Fut: Future<Output = Result<T, Error>> + Send,
     {
         let (f, stale) = (&f, &AtomicBool::new(false));
-        let operation = |attempt| self.attempt(attempt, f, stale);
+        let operation = |attempt| Box::pin(self.attempt(attempt, f, stale));
         self.pipeline.run(call, &PgClassifier, operation).await
     }
 
@@ -180,7 +180,7 @@ impl DatabaseManager {
         AltErr: From<CallError<Error>>,
     {
         let (f, stale) = (&f, &AtomicBool::new(false));
-        let operation = |attempt| self.attempt(attempt, f, stale);
+        let operation = |attempt| Box::pin(self.attempt(attempt, f, stale));
         self.pipeline.run_or(Call::read(), &PgClassifier, operation, fallback).await
     }
 
@@ -230,7 +230,7 @@ impl DatabaseManager {
             }
         };
         let (body, stale) = (&body, &AtomicBool::new(false));
-        let operation = |attempt| self.attempt(attempt, body, stale);
+        let operation = |attempt| Box::pin(self.attempt(attempt, body, stale));
         self.pipeline.run(Call::write().named("transaction"), &PgClassifier, operation).await
     }
 
@@ -288,6 +288,7 @@ impl DatabaseManager {
         let _place = self.pool.place(deadline).await?;
         let limit = deadline.remaining();
         let mut raw = self.pool.connector.open_with(deadline, Some(limit)).await?.raw;
+        let _lent = self.pool.lent();
         match timeout_at(deadline.instant(), migrator.run_direct(None, &mut raw, false)).await {
             Ok(result) => {
                 result?;
@@ -343,6 +344,7 @@ impl DatabaseManager {
     }
 
     /// One attempt of a closure. `stale` tells whether an earlier one met a stale statement cache.
+    /// Large: box it, for each layer around it would hold it by value.
     async fn attempt<T, F, Fut>(
         &self,
         attempt: Attempt,
@@ -355,8 +357,9 @@ impl DatabaseManager {
     {
         let hurried = attempt.deadline.remaining() < SHORTEST_FAIR_ATTEMPT;
         let report = Arc::new(Report::default());
+        let in_all = attempt.deadline.remaining();
         let conn = self.pool.acquire(attempt.deadline).await?.reporting_to(&report);
-        f(conn).await.map_err(|error| {
+        conn.fairly(in_all, attempt.deadline, f).await.map_err(|error| {
             let Error::Sql(sql) = &error else { return error };
             let stale = is_stale_plan(&sql.error) && stale.swap(true, Ordering::Relaxed);
             let context = Context { hurried, stale, ..report.context_of(&sql.error) };

@@ -76,21 +76,19 @@ impl Pool {
         if let Some(place) = self.try_place()? {
             let now = Instant::now();
             if let Some(session) = self.take_idle(now) {
-                return Ok(self.lend(session, place, now, Duration::ZERO));
+                return Ok(self.lend(session, place, now, Duration::ZERO, Duration::ZERO));
             }
             let deadline = Deadline::at(now + self.acquire_timeout).min(deadline);
-            return self.open(place, deadline, now).await;
+            return self.open(place, deadline, Duration::ZERO).await;
         }
         let started = Instant::now();
         let deadline = Deadline::at(started + self.acquire_timeout).min(deadline);
         let place = self.queue(deadline, started).await?;
         let now = Instant::now();
+        let queued = now.saturating_duration_since(started);
         match self.take_idle(now) {
-            Some(session) => {
-                let waited = now.saturating_duration_since(started);
-                Ok(self.lend(session, place, now, waited))
-            }
-            None => self.open(place, deadline, started).await,
+            Some(session) => Ok(self.lend(session, place, now, queued, Duration::ZERO)),
+            None => self.open(place, deadline, queued).await,
         }
     }
 
@@ -102,8 +100,10 @@ impl Pool {
         let Some(place) = self.try_place()? else { return Ok(None) };
         let now = Instant::now();
         match self.take_idle(now) {
-            Some(session) => Ok(Some(self.lend(session, place, now, Duration::ZERO))),
-            None => self.open(place, deadline, now).await.map(Some),
+            Some(session) => {
+                Ok(Some(self.lend(session, place, now, Duration::ZERO, Duration::ZERO)))
+            }
+            None => self.open(place, deadline, Duration::ZERO).await.map(Some),
         }
     }
 
@@ -113,6 +113,12 @@ impl Pool {
             Some(place) => Ok(place),
             None => self.queue(deadline, Instant::now()).await,
         }
+    }
+
+    /// Counts a connection beside those of the pool as lent, for as long as it is held.
+    pub(crate) fn lent(&self) -> Lent<'_> {
+        self.lent.fetch_add(1, Ordering::Relaxed);
+        Lent(self)
     }
 
     pub(crate) fn status(&self) -> PoolStatus {
@@ -254,7 +260,7 @@ impl Pool {
         self: &Arc<Self>,
         place: Place,
         deadline: Deadline,
-        started: Instant,
+        queued: Duration,
     ) -> Result<Conn, Error> {
         let opening = Instant::now();
         let opened = match self.connector.open(deadline).await {
@@ -272,13 +278,20 @@ impl Pool {
         emit(&Event::ConnectionCreated { pool: &self.name, elapsed });
         let session = Session::new(opened, now + self.lifetime());
         self.ensure_reaper();
-        Ok(self.lend(session, place, now, now.saturating_duration_since(started)))
+        Ok(self.lend(session, place, now, queued, elapsed))
     }
 
-    fn lend(&self, session: Session, place: Place, now: Instant, waited: Duration) -> Conn {
+    fn lend(
+        &self,
+        session: Session,
+        place: Place,
+        now: Instant,
+        queued: Duration,
+        opening: Duration,
+    ) -> Conn {
         self.lent.fetch_add(1, Ordering::Relaxed);
-        emit(&Event::ConnectionAcquired { pool: &self.name, waited });
-        Conn::new(session, place, now)
+        emit(&Event::ConnectionAcquired { pool: &self.name, waited: queued + opening });
+        Conn::new(session, place, now, queued)
     }
 
     fn lifetime(&self) -> Duration {
@@ -339,6 +352,15 @@ impl Place {
 impl Drop for Place {
     fn drop(&mut self) {
         self.0.places.add_permits(1);
+    }
+}
+
+/// A connection that counts as lent.
+pub(crate) struct Lent<'a>(&'a Pool);
+
+impl Drop for Lent<'_> {
+    fn drop(&mut self) {
+        self.0.lent.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

@@ -4,11 +4,13 @@ mod support;
 
 use std::time::Duration;
 
-use conn_postgres::{Error, Session};
+use conn_postgres::{Conn, Error, Session};
 use futures_util::future::join_all;
-use resilience_core::{CallError, CircuitState, Deadline, HealthStatus};
+use resilience_core::{Call, CallError, CircuitState, Deadline, HealthStatus};
 use sqlx::Row;
+use sqlx::migrate::{Migration, MigrationType, Migrator};
 use support::{admin, backends, eventually, manager, manager_with, within};
+use tokio::time::sleep;
 
 #[tokio::test]
 async fn the_server_counts_size_plus_overflow_and_then_size() {
@@ -51,6 +53,65 @@ async fn an_exhausted_pool_says_so_opens_no_breaker_and_counts_as_healthy() {
     assert_eq!(db.health().await.status, HealthStatus::Healthy);
     drop(lent);
     db.read(async |_| Ok(())).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_pool_that_stays_exhausted_until_the_callers_deadline_opens_no_breaker() {
+    let (db, _) = manager_with(|it| it.pool_size(1).fail_max(1));
+    let lent = db.acquire().await.unwrap();
+    let by = || Call::read().by(Deadline::within(Duration::from_millis(300)));
+    for result in join_all((0..50).map(|_| db.call(by(), async |_| Ok(())))).await {
+        let error = result.unwrap_err();
+        assert!(matches!(error.inner(), Some(Error::Exhausted(_))), "{error}");
+    }
+    assert_eq!(db.breaker().state(), CircuitState::Closed);
+    drop(lent);
+}
+
+#[tokio::test]
+async fn the_time_spent_in_our_own_queue_is_not_held_against_the_server() {
+    let (db, _) = manager_with(|it| it.pool_size(1).fail_max(1));
+    let lent = db.acquire().await.unwrap();
+    let by = Call::read().by(Deadline::within(Duration::from_millis(600)));
+    let late = db.call(by, async |mut conn: Conn| {
+        sqlx::query("SELECT pg_sleep(10)").execute(&mut conn).await?;
+        Ok(())
+    });
+    let give_back = async {
+        sleep(Duration::from_millis(400)).await;
+        drop(lent);
+    };
+    let (late, ()) =
+        within(Duration::from_millis(600), async { tokio::join!(late, give_back) }).await;
+    let error = late.unwrap_err();
+    assert!(matches!(error.inner(), Some(Error::Starved { .. })), "{error}");
+    assert_eq!(db.breaker().state(), CircuitState::Closed);
+    sqlx::query("SELECT 1").execute(&db).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_migration_that_has_the_last_place_is_no_outage() {
+    let (db, name) = manager_with(|it| it.pool_size(1).acquire_timeout(Duration::from_millis(200)));
+    let step = Migration::new(
+        1,
+        "slow".into(),
+        MigrationType::Simple,
+        sqlx::SqlSafeStr::into_sql_str("SELECT pg_sleep(1)"),
+        false,
+    );
+    let mut migrator = Migrator::with_migrations(vec![step]);
+    migrator.dangerous_set_table_name(format!("\"{name}-migrations\""));
+    let migrating = db.migrate(&migrator, Deadline::within(Duration::from_secs(20)));
+    let asked = async {
+        eventually("the place is taken", async || db.status().in_use == 1).await;
+        db.call(Call::write().named("asked"), async |_| Ok(())).await
+    };
+    let (migrated, asked) = tokio::join!(migrating, asked);
+    migrated.unwrap();
+    // It waits for its turn as often as it may, and longer than the migration takes.
+    asked.unwrap();
+    assert_eq!(db.breaker().snapshot().calls.failure, 0);
+    assert_eq!(db.status().in_use, 0);
 }
 
 #[tokio::test]

@@ -39,7 +39,7 @@ impl ConnectionLike for RedisManager {
                 Ok(conn.req_packed_command(cmd).await?.extract_error()?)
             };
             let call = if is_read_only(cmd) { Call::read() } else { Call::write() };
-            self.run(call, &command_verdict, |attempt| self.attempt(attempt, &send))
+            self.run(call, &command_verdict, |attempt| Box::pin(self.attempt(attempt, &send)))
                 .await
                 .map_err(into_redis_error)
         })
@@ -57,7 +57,7 @@ impl ConnectionLike for RedisManager {
             };
             let (manager, send) = (&*self, &send);
             let attempt = |attempt| async move {
-                let replies = manager.attempt(attempt, send).await?;
+                let replies = Box::pin(manager.attempt(attempt, send)).await?;
                 let Some(first) = errors(&replies).next().cloned() else { return Ok(replies) };
                 let wrote = wrote(pipeline, &replies);
                 Err(Failure { error: Error::Redis(first.into()), wrote, replies })

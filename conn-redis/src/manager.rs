@@ -11,7 +11,7 @@ use resilience_core::{
     Attempt, Backend, Bulkhead, Call, CallError, CircuitBreaker, Classify, Deadline, Drained,
     Health, HealthCheck, Pipeline, PoolStatus, RetryBudget, RetryPolicy, Verdict, WatchedEndpoints,
 };
-use tokio::time::{Instant, timeout_at};
+use tokio::time::timeout_at;
 
 use crate::address::Target;
 use crate::classify::{Classifier, uncertain};
@@ -189,7 +189,7 @@ impl RedisManager {
         E: From<CallError<Error>>,
     {
         let f = &f;
-        let operation = |attempt| self.attempt(attempt, f);
+        let operation = |attempt| Box::pin(self.attempt(attempt, f));
         // The pipeline speaks of attempts that have left footprints, the caller of errors.
         let fallback = |error: CallError<Failure>| async {
             fallback(error.map_inner(|failure| failure.error)).await.map_err(Alternative)
@@ -213,7 +213,7 @@ impl RedisManager {
         Fut: Future<Output = Result<T, Error>> + Send,
     {
         let f = &f;
-        self.run(call, &verdict, |attempt| self.attempt(attempt, f)).await
+        self.run(call, &verdict, |attempt| Box::pin(self.attempt(attempt, f))).await
     }
 
     /// Opens a first connection, so that the first call need not wait for it.
@@ -291,13 +291,12 @@ impl RedisManager {
         result.map_err(|error| error.map_inner(|failure| failure.error))
     }
 
-    /// One attempt at `f`.
+    /// One attempt at `f`. Large: box it, for each layer around it would hold it by value.
     pub(crate) async fn attempt<T, F, Fut>(&self, attempt: Attempt, f: &F) -> Result<T, Failure>
     where
         F: Fn(RedisConn) -> Fut,
         Fut: Future<Output = Result<T, Error>>,
     {
-        let started = Instant::now();
         let in_all = attempt.deadline.remaining();
         let lease = self
             .shared
@@ -305,7 +304,7 @@ impl RedisManager {
             .checkout(shortly_before(attempt.deadline))
             .await
             .map_err(Failure::unsent)?;
-        let waited = started.elapsed();
+        let waited = lease.queued;
         let conn = RedisConn::new(lease, attempt.deadline);
         let footprint = conn.footprint();
         let result = if waited <= in_all / 4 {

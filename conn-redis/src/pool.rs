@@ -40,6 +40,8 @@ pub(crate) struct Pooled {
     used: Instant,
     /// When it is too old.
     expires: Instant,
+    /// How long it took to open, until it is first lent.
+    opening: Duration,
 }
 
 /// A borrowed connection. Dropping it gives it back.
@@ -49,6 +51,8 @@ pub(crate) struct Lease {
     object: Option<Object<Opener>>,
     pub(crate) pool: Arc<Pool>,
     since: Instant,
+    /// How long the borrower waited because of other borrowers.
+    pub(crate) queued: Duration,
     spoiled: bool,
 }
 
@@ -82,10 +86,17 @@ impl Pool {
         let asked = Instant::now();
         let wait = opener.tuning.acquire_timeout.min(by.remaining());
         let limits = Timeouts { wait: Some(wait), ..Timeouts::default() };
-        let object = by.scope(self.lent.timeout_get(&limits)).await?;
+        let mut object = by.scope(self.lent.timeout_get(&limits)).await?;
         let now = Instant::now();
+        let queued = (now - asked).saturating_sub(std::mem::take(&mut object.opening));
         emit(&Event::ConnectionAcquired { pool: &opener.name, waited: now - asked });
-        Ok(Lease { object: Some(object), pool: Arc::clone(self), since: now, spoiled: false })
+        Ok(Lease {
+            object: Some(object),
+            pool: Arc::clone(self),
+            since: now,
+            queued,
+            spoiled: false,
+        })
     }
 
     /// What it means that nobody gave a connection back since `asked`: that all are in use, or that
@@ -232,13 +243,14 @@ impl Manager for Opener {
     type Error = ConnectError;
 
     async fn create(&self) -> Result<Pooled, ConnectError> {
+        let started = Instant::now();
         let connection = self.connector.open().await.inspect_err(|error| {
             self.seen().failed = Some((Instant::now(), error.clone()));
         })?;
         let now = Instant::now();
         // A tenth more or less, or all the connections of a busy start would expire together.
         let lifetime = self.tuning.max_lifetime.mul_f64(0.9 + 0.2 * fastrand::f64());
-        Ok(Pooled { connection, used: now, expires: now + lifetime })
+        Ok(Pooled { connection, used: now, expires: now + lifetime, opening: now - started })
     }
 
     async fn recycle(&self, pooled: &mut Pooled, _: &Metrics) -> RecycleResult<ConnectError> {

@@ -9,9 +9,10 @@ use conn_redis::redis::{AsyncCommands, cmd};
 use conn_redis::{CallError, Error, RedisManager};
 use resilience_core::{Call, CircuitState, Deadline, HealthStatus};
 use support::{Answer, Peer, failed, hasty};
+use tokio::io::AsyncWriteExt;
 use tokio::net::TcpListener;
 use tokio::sync::Barrier;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 
 /// Accepts connections, as any kernel does, and says nothing.
 async fn silent() -> (TcpListener, String) {
@@ -140,6 +141,23 @@ async fn the_time_spent_in_our_own_queue_is_not_held_against_the_server() {
     held.unwrap_err();
     assert!(matches!(failed(late).error, Error::Starved { .. }));
     assert_eq!(redis.breaker().state(), CircuitState::Closed);
+}
+
+#[tokio::test]
+async fn a_server_that_is_slow_to_let_us_in_and_then_silent_is_to_blame() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("redis://{}/0", listener.local_addr().unwrap());
+    tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        sleep(Duration::from_millis(200)).await;
+        stream.write_all(b"+PONG\r\n").await.unwrap();
+        std::future::pending::<()>().await;
+    });
+    let config = hasty(&url).socket_timeout(Duration::from_millis(400)).fail_max(1);
+    let redis = RedisManager::connect(config.build().unwrap()).unwrap();
+    let read = redis.write(|mut conn| async move { Ok(conn.set::<_, _, ()>("k", 1).await?) });
+    assert!(matches!(read.await, Err(CallError::AttemptTimeout(_))));
+    assert_eq!(redis.breaker().state(), CircuitState::Open);
 }
 
 /// Opens two connections, and leaves them idle.

@@ -1,6 +1,7 @@
 //! What an axum application needs around its own routes: health, deadlines, refusals, shutdown.
 
 use std::io;
+use std::pin::pin;
 use std::time::Duration;
 
 use ::axum::Router;
@@ -9,7 +10,8 @@ use ::axum::http::{HeaderValue, StatusCode, header};
 use ::axum::middleware::{self, Next};
 use ::axum::response::{IntoResponse, Response};
 use tokio::net::TcpListener;
-use tokio::signal;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::oneshot;
 use tokio::time::timeout_at;
 
 use crate::{CallError, Deadline, get_monitoring_manager};
@@ -94,51 +96,67 @@ impl IntoResponse for ServiceError {
 }
 
 /// Serves `router` until SIGTERM or Ctrl-C, then shuts down within `grace`: `/ready` answers 503, no
-/// connection is accepted, requests in flight are finished, and the managers of this process drain.
+/// connection is accepted, requests in flight are finished, the monitoring ends, and the managers of
+/// this process drain. A second signal ends the grace at once.
 ///
 /// # Errors
 ///
-/// Whatever ends the listener.
+/// Whatever ends the listener; that signals cannot be listened for.
 ///
 /// # Cancel safety
 ///
 /// Dropping the future closes the listener and drains nothing.
 pub async fn serve(listener: TcpListener, router: Router, grace: Duration) -> io::Result<()> {
-    let (stopping, mut stopped) = tokio::sync::watch::channel(None);
-    let on_signal = async move {
-        shutdown_signal().await;
-        tracing::info!(target: "shared_external::axum", ?grace, "shutting down");
-        get_monitoring_manager().set_draining();
-        let _ = stopping.send(Some(Deadline::within(grace)));
-    };
-    let served = ::axum::serve(listener, router).with_graceful_shutdown(on_signal).into_future();
-    let mut served = std::pin::pin!(served);
-    let deadline = tokio::select! {
-        ended = served.as_mut() => {
-            ended?;
-            stopped.borrow().unwrap_or_else(|| Deadline::within(grace))
+    let mut signals = Signals::new()?;
+    let (stop, stopped) = oneshot::channel::<()>();
+    let asked = async { drop(stopped.await) };
+    let served = ::axum::serve(listener, router).with_graceful_shutdown(asked).into_future();
+    let mut served = pin!(served);
+    tokio::select! {
+        ended = served.as_mut() => return ended,
+        () = signals.next() => {}
+    }
+    tracing::info!(target: "shared_external::axum", ?grace, "shutting down");
+    let deadline = Deadline::within(grace);
+    let monitoring = get_monitoring_manager();
+    monitoring.set_draining();
+    drop(stop);
+    let shut_down = async {
+        if timeout_at(deadline.instant(), served).await.is_err() {
+            tracing::warn!(target: "shared_external::axum", "requests still in flight at the end of the grace are abandoned");
         }
-        () = async { let _ = stopped.wait_for(Option::is_some).await; } => {
-            let deadline = stopped.borrow().unwrap_or_else(|| Deadline::within(grace));
-            if timeout_at(deadline.instant(), served).await.is_err() {
-                tracing::warn!(target: "shared_external::axum", "requests still in flight at the end of the grace are abandoned");
-            }
-            deadline
-        }
+        // Before the managers drain: it would take that for an outage, and tell.
+        monitoring.shutdown(deadline).await;
+        #[cfg(any(feature = "opensearch", feature = "postgres", feature = "redis"))]
+        crate::drain(deadline).await;
     };
-    #[cfg(any(feature = "opensearch", feature = "postgres", feature = "redis"))]
-    crate::drain(deadline).await;
-    let _ = deadline;
+    tokio::select! {
+        () = shut_down => {}
+        () = signals.next() => {
+            tracing::warn!(target: "shared_external::axum", "told to stop again: what is still running is abandoned");
+        }
+    }
     Ok(())
 }
 
-async fn shutdown_signal() {
-    let mut terminate = match signal::unix::signal(signal::unix::SignalKind::terminate()) {
-        Ok(terminate) => terminate,
-        Err(_) => return signal::ctrl_c().await.unwrap_or_default(),
-    };
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = signal::ctrl_c() => {}
+/// SIGTERM and Ctrl-C, from the moment it is made.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+        })
+    }
+
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
     }
 }

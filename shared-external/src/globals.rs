@@ -27,7 +27,7 @@ pub struct Config {
     #[cfg(feature = "discovery")]
     pub services: Option<discovery::ServiceRegistry>,
     /// What watches them: for a version, a readiness policy or alert handlers of the application's own.
-    /// Build it on [`runtime`](Self::runtime), or on one that lives as long as the process.
+    /// Build it with [`runtime`](Self::runtime), or one that lives as long as the process.
     #[cfg(feature = "monitoring")]
     pub monitoring: Option<monitoring::MonitoringManager>,
     /// Where sockets are opened and tasks run; default: a runtime of one thread that lives as long as
@@ -77,6 +77,9 @@ impl Config {
             let read = file.map_or_else(OpenSearchConfig::from_env, OpenSearchConfig::from_file);
             config.opensearch = keep(read, &mut wrong);
         }
+        // Read when the monitoring is set up; what is wrong with it is told now.
+        #[cfg(feature = "monitoring")]
+        wrong.extend(crate::watch::Pace::from_env().err());
         match wrong.into_iter().reduce(ConfigError::and) {
             None => Ok(config),
             Some(error) => Err(error),
@@ -111,17 +114,15 @@ pub enum SetupError {
 ///
 /// # Errors
 ///
-/// [`SetupError::AlreadyInUse`] once a manager was built, or after another `init`.
+/// [`SetupError::AlreadyInUse`] once a manager was built, that of the monitoring included, or after another `init`.
 pub fn init(config: Config) -> Result<(), SetupError> {
     let mut state = lock();
     if state.in_use {
         return Err(SetupError::AlreadyInUse);
     }
     #[cfg(feature = "monitoring")]
-    if let Some(manager) = &config.monitoring
-        && !crate::watch::adopt(manager)
-    {
-        return Err(SetupError::AlreadyInUse);
+    if let Some(manager) = &config.monitoring {
+        crate::watch::adopt(manager);
     }
     state.in_use = true;
     state.config = Some(config);
@@ -192,6 +193,15 @@ impl State {
     ) -> Result<Option<resilience_core::WatchedEndpoints>, SetupError> {
         Ok(None)
     }
+}
+
+/// Where the monitoring of this process runs. From now on, [`init`] comes too late.
+#[cfg(feature = "monitoring")]
+pub(crate) fn claim_runtime() -> Result<Handle, SetupError> {
+    let mut state = lock();
+    let runtime = state.runtime()?;
+    state.in_use = true;
+    Ok(runtime)
 }
 
 fn lock() -> MutexGuard<'static, State> {

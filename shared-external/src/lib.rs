@@ -44,10 +44,20 @@ mod runtime;
 #[cfg(feature = "monitoring")]
 mod watch;
 
+// Item by item, so that the compiler names the feature of one that is used without it.
 #[cfg(any(feature = "opensearch", feature = "postgres", feature = "redis"))]
-pub use globals::*;
+pub use globals::{Config, SetupError, drain, init};
+#[cfg(feature = "postgres")]
+pub use globals::{get_database, get_database_health};
+#[cfg(feature = "opensearch")]
+pub use globals::{get_opensearch_client, get_opensearch_health};
+#[cfg(feature = "redis")]
+pub use globals::{get_redis_client, get_redis_health};
 #[cfg(feature = "monitoring")]
-pub use watch::*;
+pub use watch::get_monitoring_manager;
+#[cfg(feature = "monitoring")]
+#[cfg(any(feature = "opensearch", feature = "postgres", feature = "redis"))]
+pub use watch::setup_default_monitoring;
 
 #[doc(no_inline)]
 pub use resilience_core::*;

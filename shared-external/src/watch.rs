@@ -14,39 +14,46 @@ static MANAGER: Mutex<Option<MonitoringManager>> = Mutex::new(None);
 /// If the thread that runs background work cannot be started.
 #[must_use]
 pub fn get_monitoring_manager() -> MonitoringManager {
-    let mut manager = MANAGER.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some(manager) = &*manager {
-        return manager.clone();
+    let current = MANAGER.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    if let Some(manager) = current {
+        return manager;
     }
-    let runtime = crate::runtime::background().expect("the process can start one more thread");
-    let builder = MonitoringManager::builder()
-        .runtime(runtime)
-        .metrics(install_metrics())
-        .alert_handler(LogAlertHandler);
-    manager.insert(builder.build().expect("the defaults are valid")).clone()
-}
-
-/// Makes `manager` that of this process, unless there is one already.
-#[cfg(any(feature = "opensearch", feature = "postgres", feature = "redis"))]
-pub(crate) fn adopt(manager: &MonitoringManager) -> bool {
+    // Asked for outside the lock, for `init` takes the two in the other order.
+    let runtime = runtime().expect("the process can start one more thread");
     let mut current = MANAGER.lock().unwrap_or_else(PoisonError::into_inner);
-    let free = current.is_none();
-    if free {
-        *current = Some(manager.clone());
-    }
-    free
+    let manager = current.get_or_insert_with(|| {
+        let builder = MonitoringManager::builder()
+            .runtime(runtime)
+            .metrics(install_metrics())
+            .alert_handler(LogAlertHandler);
+        builder.build().expect("the defaults are valid")
+    });
+    manager.clone()
 }
 
+#[cfg(any(feature = "opensearch", feature = "postgres", feature = "redis"))]
+use crate::globals::claim_runtime as runtime;
+#[cfg(not(any(feature = "opensearch", feature = "postgres", feature = "redis")))]
+use crate::runtime::background as runtime;
+
+/// Makes `manager` that of this process. `init` has seen that there is none.
+#[cfg(any(feature = "opensearch", feature = "postgres", feature = "redis"))]
+pub(crate) fn adopt(manager: &MonitoringManager) {
+    *MANAGER.lock().unwrap_or_else(PoisonError::into_inner) = Some(manager.clone());
+}
+
+#[cfg(any(feature = "opensearch", feature = "postgres", feature = "redis"))]
+pub(crate) use with_backends::Pace;
 #[cfg(any(feature = "opensearch", feature = "postgres", feature = "redis"))]
 pub use with_backends::setup_default_monitoring;
 
 #[cfg(any(feature = "opensearch", feature = "postgres", feature = "redis"))]
 mod with_backends {
-    use std::sync::Arc;
+    use std::sync::{Arc, Mutex, PoisonError};
     use std::time::Duration;
 
     use monitoring::{Criticality, MonitoringManager, Service};
-    use resilience_core::settings::Settings;
+    use resilience_core::settings::{ConfigError, Settings};
     use resilience_core::{Deadline, HealthCheck};
 
     use super::get_monitoring_manager;
@@ -79,19 +86,42 @@ mod with_backends {
     ///
     /// Dropping the future leaves the monitoring started.
     pub async fn setup_default_monitoring() -> Result<MonitoringManager, SetupError> {
-        let mut settings = Settings::from_env("monitoring");
-        let (interval, timeout) = (settings.duration("interval"), settings.duration("timeout"));
-        settings.finish()?;
+        let manager = watch_all(&Pace::from_env()?)?;
+        manager.first_look(Deadline::within(Duration::from_secs(5))).await;
+        Ok(manager)
+    }
+
+    /// How often every service is looked at, and for how long, unless the defaults will do.
+    pub(crate) struct Pace {
+        interval: Option<Duration>,
+        timeout: Option<Duration>,
+    }
+
+    impl Pace {
+        pub(crate) fn from_env() -> Result<Self, ConfigError> {
+            let mut settings = Settings::from_env("monitoring");
+            let pace = Self {
+                interval: settings.duration("interval"),
+                timeout: settings.duration("timeout"),
+            };
+            settings.finish().map(|()| pace)
+        }
+    }
+
+    /// Watches whatever is not watched yet, and starts to.
+    fn watch_all(pace: &Pace) -> Result<MonitoringManager, SetupError> {
+        static ALONE: Mutex<()> = Mutex::new(());
+        let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
         let manager = get_monitoring_manager();
         let watch = |name: &str, check: Arc<dyn HealthCheck>, criticality| {
             if manager.service(name).is_some() {
                 return Ok(());
             }
             let mut service = Service::new(name, check, criticality);
-            if let Some(interval) = interval {
+            if let Some(interval) = pace.interval {
                 service = service.interval(interval);
             }
-            if let Some(timeout) = timeout {
+            if let Some(timeout) = pace.timeout {
                 service = service.timeout(timeout);
             }
             manager.add_service(service)
@@ -103,7 +133,6 @@ mod with_backends {
         #[cfg(feature = "opensearch")]
         watch("opensearch", Arc::new(crate::get_opensearch_client()?), Criticality::Optional)?;
         manager.start();
-        manager.first_look(Deadline::within(Duration::from_secs(5))).await;
         Ok(manager)
     }
 }

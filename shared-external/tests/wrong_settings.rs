@@ -1,25 +1,16 @@
 //! Fear: a setting is wrong and the application finds out one at a time, in production, or in the log with its password.
 #![cfg(feature = "full")]
 
-use std::process::Command;
+mod support;
 
 use shared_external::{Config, HealthStatus, get_database, get_database_health};
+use support::{again, is_child_of, runtime};
 
 const SECRET: &str = "hunter2";
 
 /// Runs the test `name` of this binary again in a process of its own, with that environment.
 fn in_a_process(name: &str, variables: &[(&str, &str)]) -> bool {
-    let status = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", name, "--nocapture"])
-        .env("CHILD_OF", name)
-        .envs(variables.iter().copied())
-        .env_remove("DATABASE_CA_FILE")
-        .status();
-    status.unwrap().success()
-}
-
-fn is_child_of(name: &str) -> bool {
-    std::env::var("CHILD_OF").is_ok_and(|parent| parent == name)
+    again(name, variables).env_remove("DATABASE_CA_FILE").status().unwrap().success()
 }
 
 #[test]
@@ -35,6 +26,7 @@ fn everything_wrong_in_every_section_is_told_at_once() {
             ("OPENSEARCH_USERNAME", "admin"),
             ("OPENSEARCH_PASSWORD", ""),
             ("OPENSEARCH_CA_FILE", "/nonexistent.pem"),
+            ("MONITORING_INTERVAL", "soon"),
         ];
         assert!(in_a_process(name, &wrong));
         return;
@@ -48,6 +40,7 @@ fn everything_wrong_in_every_section_is_told_at_once() {
         "REDIS_SOCKET_TIMEOUT is \"0\"",
         "OPENSEARCH_PASSWORD",
         "OPENSEARCH_CA_FILE",
+        "MONITORING_INTERVAL is \"soon\"",
     ] {
         assert!(text.contains(variable), "{variable} is not in: {text}");
     }
@@ -63,8 +56,7 @@ fn a_failure_is_not_remembered() {
     }
     let text = get_database().unwrap_err().to_string();
     assert!(text.contains("DATABASE_URL") && !text.contains(SECRET), "{text}");
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let health = runtime.block_on(get_database_health());
+    let health = runtime().block_on(get_database_health());
     assert_eq!(health.status, HealthStatus::Unhealthy);
     assert!(health.reason.unwrap().contains("DATABASE_URL"));
 
@@ -74,4 +66,61 @@ fn a_failure_is_not_remembered() {
     );
     shared_external::init(config).unwrap();
     get_database().unwrap();
+}
+
+#[test]
+fn what_the_process_is_built_from_shows_no_secret() {
+    let mut config = Config::default();
+    let user = |scheme| format!("{scheme}://app:{SECRET}@localhost:1/0");
+    config.database =
+        Some(shared_external::DatabaseConfig::builder(user("postgresql")).build().unwrap());
+    config.redis = Some(shared_external::RedisConfig::builder(user("redis")).build().unwrap());
+    config.opensearch =
+        Some(shared_external::OpenSearchConfig::builder(user("http")).build().unwrap());
+    let shown = format!("{config:?} {config:#?}");
+    assert!(shown.contains("localhost") && !shown.contains(SECRET), "{shown}");
+}
+
+#[test]
+fn no_way_of_getting_a_url_wrong_shows_its_password() {
+    let ways = [
+        "S//app:hunter2@h",
+        "S:/app:hunter2@h",
+        "app:hunter2@h:1",
+        "S://app:hunter2",
+        "S://app:hunter2@",
+        "S://app:hunter2@h:99999/x",
+        "S://app:hunter2@h:port/x",
+        "S://app:hunter2/@h",
+        "S://app:hunter2?@h",
+        "S://app:hunter2#@h",
+        "S://app:x@hunter2@h:0",
+        "S://:hunter2@",
+        "S://hunter2@h:0",
+        "S://a:hunter2@h,i:bad",
+        "S://a:b,hunter2@h:0",
+        "xS://app:hunter2@h",
+        "S://app:hunter2 @h:0",
+        "S://app:%zzhunter2@h:0",
+        "S://app:hunter2%ff@h:0",
+        "S://h/d?password=hunter2&x=1",
+        "S://h/d?pass=hunter2",
+        "S://h:0/d?hunter2=1",
+        "S://[::1/app:hunter2@h",
+        "S://app:hunter2\\@h:0",
+        "S://app:hunter2\n@h:0",
+        " S://app:hunter2@h:0 ",
+        "S://app:hunter2:x@h:0",
+    ];
+    for way in ways {
+        let url = |scheme| way.replace('S', scheme);
+        let told = [
+            format!("{:?}", shared_external::DatabaseConfig::builder(url("postgresql")).build()),
+            format!("{:?}", shared_external::RedisConfig::builder(url("redis")).build()),
+            format!("{:?}", shared_external::OpenSearchConfig::builder(url("https")).build()),
+        ];
+        for told in told {
+            assert!(!told.contains(SECRET), "{way}: {told}");
+        }
+    }
 }

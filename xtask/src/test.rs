@@ -76,7 +76,8 @@ fn first_failure(runs: impl Iterator<Item = Result<ExitStatus>>) -> Result<i32> 
     Ok(0)
 }
 
-/// What to run, in order. Every command asks for the same packages and features, so that nothing is built twice.
+/// What to run, in order. Every command asks for the same packages and features, so that nothing is built twice, and
+/// none stops at the first program that fails: one failure hides no other.
 fn plan(packages: &[Package], offline: bool, filters: &[String]) -> Vec<Cargo> {
     let targets = packages.iter().flat_map(|package| &package.targets);
     let tests = targets.filter(|target| target.kind.iter().any(|kind| kind == "test"));
@@ -85,7 +86,7 @@ fn plan(packages: &[Package], offline: bool, filters: &[String]) -> Vec<Cargo> {
         names.into_iter().partition(|name| name.starts_with(DRILL));
     let others = others.into_iter().filter(|name| !(offline && name.starts_with(LIVE)));
 
-    let cargo = || Cargo::new("test --workspace --all-features");
+    let cargo = || Cargo::new("test --workspace --all-features --no-fail-fast");
     let others = others.flat_map(|name| ["--test", name]);
     let mut plan = vec![cargo().args(["--lib", "--bins"]).args(others), cargo().args(["--doc"])];
     if !offline {
@@ -125,7 +126,11 @@ mod tests {
         let filters: Vec<_> = filters.iter().map(ToString::to_string).collect();
         let plan = plan(&packages, offline, &filters);
         plan.iter()
-            .map(|cargo| cargo.to_string().replace("cargo test --workspace --all-features ", ""))
+            .map(|cargo| {
+                cargo
+                    .to_string()
+                    .replace("cargo test --workspace --all-features --no-fail-fast ", "")
+            })
             .collect()
     }
 

@@ -1,4 +1,5 @@
-//! The rule against tests that sleep: on a paused clock they may, else only between two looks at a condition.
+//! The rule against tests that sleep: on a paused clock they may, else only between two looks at a condition, or as a
+//! slow peer that the test plays.
 
 use super::Finding;
 use super::source::Source;
@@ -30,7 +31,7 @@ pub(super) fn sleeping_test(source: &Source) -> Vec<Finding> {
             continue;
         }
         let blocks = enclosing(&source.code, at);
-        if !blocks.iter().any(|block| is_paused(block) || polls(block)) {
+        if !blocks.iter().any(|block| is_paused(block) || polls(block) || is_peer(block)) {
             let cure = "pause the clock (`start_paused = true`), or wait in a loop until a condition holds";
             found.push(source.finding("sleeping-test", at, cure));
         }
@@ -48,16 +49,24 @@ fn is_paused(block: &Block<'_>) -> bool {
     block.header.contains("start_paused = true") || block.body.contains("start_paused(true)")
 }
 
-/// Whether it is a loop that looks at a condition, or the condition that a helper named so looks at in a loop.
+/// Whether it is a loop that looks at a condition.
 fn polls(block: &Block<'_>) -> bool {
     let words = || block.header.split(|c: char| !c.is_alphanumeric() && c != '_');
-    if ["until(", "eventually("].iter().any(|helper| block.header.contains(helper)) {
-        return true;
-    }
-    let is_loop =
-        words().any(|word| word == "loop" || word == "for") && !words().any(|word| word == "fn");
+    let is_loop = words().any(|word| word == "loop" || word == "for")
+        && !words().any(|word| word == "fn" || word == "impl");
     let ends = ["break", "return"].iter().any(|end| block.body.contains(end));
     words().any(|word| word == "while") || (is_loop && ends)
+}
+
+/// Whether it is an async block or closure beside the test's own flow: a peer that the test plays, and its slowness; or
+/// the condition that a helper looks at in a loop.
+fn is_peer(block: &Block<'_>) -> bool {
+    let header = block.header.trim_end();
+    let header = header.strip_suffix("move").unwrap_or(header).trim_end();
+    let closure = header.strip_suffix('|').and_then(|rest| rest.rsplit_once('|'));
+    let header = closure.map_or(header, |(before, _)| before).trim_end();
+    let header = header.strip_suffix("move").unwrap_or(header).trim_end();
+    header.ends_with("async") && !header.contains("block_on")
 }
 
 /// The blocks around `at`, outermost first.
@@ -145,9 +154,26 @@ async fn by_a_helper() {
     until(READY, async || { sleep(SHORT).await; ready() }).await;
 }
 async fn endless() { loop { sleep(SHORT).await; } }
+impl Drop for Held { fn drop(&mut self) { if done() { return; } block_on(sleep(SHORT)) } }
 async fn counted() { for _ in 0..3 { sleep(SHORT).await; } }
 ";
-        assert_eq!(lines("a/tests/live_a.rs", text), [19, 20]);
+        assert_eq!(lines("a/tests/live_a.rs", text), [19, 20, 21]);
+    }
+
+    #[test]
+    fn a_peer_that_a_test_plays_may_be_slow() {
+        let text = "\
+#[tokio::test]
+async fn peers() {
+    tokio::spawn(async move { sleep(SHORT).await; answer().await });
+    let later = async { sleep(SHORT).await; drop(lent) };
+    get(async |request| { sleep(SHORT).await; reply() });
+    get(|request| async move { sleep(SHORT).await; reply() });
+}
+#[test]
+fn all_in_one() { runtime().block_on(async { sleep(LONG).await; }) }
+";
+        assert_eq!(lines("a/tests/live_a.rs", text), [9]);
     }
 
     #[test]

@@ -7,10 +7,10 @@ use axum::extract::{Path, State};
 use serde::{Deserialize, Serialize};
 use shared_external::Deadline;
 use shared_external::redis::RedisConn;
-use shared_external::redis::redis::AsyncCommands;
+use shared_external::redis::redis::{AsyncCommands, ExistenceCheck, SetExpiry, SetOptions};
 
-use crate::App;
 use crate::error::{ApiError, NOT_FOUND};
+use crate::{App, REQUEST};
 
 /// How long a campaign stays in the cache.
 const CACHED: Duration = Duration::from_secs(60);
@@ -76,18 +76,25 @@ async fn look_up(app: &App, id: i64) -> Cache {
 async fn keep(app: &App, campaign: &Campaign) {
     let Ok(json) = serde_json::to_string(campaign) else { return };
     let (id, json) = (campaign.id, &json);
+    // Not over what `forget` has left.
     let set = |mut redis: RedisConn| async move {
-        Ok(redis.set_ex::<_, _, ()>(key(id), json, CACHED.as_secs()).await?)
+        let if_absent = SetOptions::default()
+            .conditional_set(ExistenceCheck::NX)
+            .with_expiration(SetExpiry::EX(CACHED.as_secs()));
+        Ok(redis.set_options::<_, _, ()>(key(id), json, if_absent).await?)
     };
     if let Err(error) = Deadline::within(CACHE_TIME).scope(app.redis.write_idempotent(set)).await {
         tracing::debug!(%error, "not cached");
     }
 }
 
-/// Takes a campaign out of the cache. A Redis that cannot be had may show the old sum until it expires.
+/// Takes a campaign out of the cache, and bars it until those who may have read the old sum are done.
+/// A Redis that cannot be had may show the old sum until it expires.
 pub(crate) async fn forget(app: &App, id: i64) {
-    let del = |mut redis: RedisConn| async move { Ok(redis.del::<_, ()>(key(id)).await?) };
-    if let Err(error) = Deadline::within(CACHE_TIME).scope(app.redis.write_idempotent(del)).await {
+    let bar = |mut redis: RedisConn| async move {
+        Ok(redis.set_ex::<_, _, ()>(key(id), "", 2 * REQUEST.as_secs()).await?)
+    };
+    if let Err(error) = Deadline::within(CACHE_TIME).scope(app.redis.write_idempotent(bar)).await {
         tracing::debug!(%error, "the cached campaign is old until it expires");
     }
 }

@@ -8,10 +8,13 @@ mod search;
 mod seed;
 mod sessions;
 
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use anyhow::Context;
 use axum::Router;
+use axum::extract::DefaultBodyLimit;
 use axum::routing::{get, post};
 use shared_external::{Config, DatabaseManager, OpenSearchManager, RedisManager};
 use tokio::net::TcpListener;
@@ -21,12 +24,17 @@ const REQUEST: Duration = Duration::from_secs(2);
 /// How long requests in flight may take once we were told to stop.
 const GRACE: Duration = Duration::from_secs(10);
 
+/// The largest body of a request, in bytes.
+const LARGEST: usize = 16 * 1024;
+
 /// What the handlers share.
 #[derive(Clone, Debug)]
 struct App {
     database: DatabaseManager,
     redis: RedisManager,
     opensearch: OpenSearchManager,
+    /// Whether the index is known to hold all campaigns.
+    indexed: Arc<AtomicBool>,
 }
 
 #[tokio::main]
@@ -39,6 +47,7 @@ async fn main() -> anyhow::Result<()> {
         database: shared_external::get_database()?,
         redis: shared_external::get_redis_client()?,
         opensearch: shared_external::get_opensearch_client()?,
+        indexed: Arc::default(),
     };
     prepare::in_background(&app);
     shared_external::setup_default_monitoring().await?;
@@ -57,6 +66,7 @@ fn routes(app: App) -> Router {
         .route("/campaigns/{id}", get(campaigns::show))
         .route("/campaigns/{id}/donations", post(donations::donate))
         .route("/session", post(sessions::begin).get(sessions::show).delete(sessions::end))
+        .layer(DefaultBodyLimit::max(LARGEST))
         .with_state(app);
     shared_external::axum::with_deadline(api, REQUEST).merge(shared_external::axum::health_routes())
 }

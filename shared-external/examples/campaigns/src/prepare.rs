@@ -2,6 +2,7 @@
 //! application serves what it can.
 
 use std::future::Future;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -26,9 +27,12 @@ const BATCH: usize = 1_000;
 
 /// Prepares database and index, each on its own, again and again until it is done.
 pub(crate) fn in_background(app: &App) {
-    let App { database, opensearch, .. } = app.clone();
+    let App { database, opensearch, indexed, .. } = app.clone();
     tokio::spawn(until_done("database", move || tables(database.clone())));
-    tokio::spawn(until_done("index", move || index(opensearch.clone())));
+    tokio::spawn(async move {
+        until_done("index", || index(opensearch.clone())).await;
+        indexed.store(true, Ordering::Relaxed);
+    });
 }
 
 async fn until_done<Fut: Future<Output = anyhow::Result<()>>>(
@@ -70,7 +74,7 @@ async fn tables(database: DatabaseManager) -> anyhow::Result<()> {
 }
 
 async fn index(search: OpenSearchManager) -> anyhow::Result<()> {
-    if search.read(count).await? == CAMPAIGNS {
+    if search.write_idempotent(count).await? == CAMPAIGNS {
         return Ok(());
     }
     let all: Vec<Seed> = campaigns().collect();

@@ -1,7 +1,10 @@
 //! `GET /campaigns?q=`: from OpenSearch, and from PostgreSQL while OpenSearch cannot be had.
 
+use std::sync::atomic::Ordering;
+
 use axum::Json;
 use axum::extract::{Query, State};
+use axum::http::StatusCode;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use shared_external::opensearch::opensearch::SearchParts;
@@ -13,6 +16,8 @@ use crate::error::ApiError;
 /// The index that holds the campaigns.
 pub(crate) const INDEX: &str = "campaigns";
 const MOST: i64 = 20;
+/// Bytes of a search, so that its words are fewer than OpenSearch takes.
+const LONGEST: usize = 500;
 
 /// `?q=words`
 #[derive(Debug, Deserialize)]
@@ -39,6 +44,13 @@ pub(crate) async fn search(
     State(app): State<App>,
     Query(Words { q }): Query<Words>,
 ) -> Result<Json<Found>, ApiError> {
+    if q.len() > LONGEST || q.contains('\0') {
+        let why = "q must hold at most 500 bytes, and no NUL";
+        return Err(ApiError::Refused(StatusCode::BAD_REQUEST, why));
+    }
+    if !app.indexed.load(Ordering::Relaxed) {
+        return Ok(Json(in_postgres(&app, &q).await?));
+    }
     let found = app
         .opensearch
         .read_or(|node| in_opensearch(node, q.clone()), |_| in_postgres(&app, &q))

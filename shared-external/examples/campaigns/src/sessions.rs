@@ -23,8 +23,8 @@ pub(crate) struct Begin {
     seconds: Option<u64>,
 }
 
-/// `{"token", "user", "expires_in_seconds"}`
-#[derive(Debug, Serialize)]
+/// `{"token", "user", "expires_in_seconds"}`. No `Debug`: the token is a secret.
+#[derive(Serialize)]
 pub(crate) struct Session {
     token: String,
     user: String,
