@@ -109,6 +109,18 @@ impl ServiceRegistry {
         self.load(told, file)
     }
 
+    /// Says whether [`register_env`](Self::register_env) would succeed, and registers nothing: to know all
+    /// that is wrong before anything is started.
+    ///
+    /// # Errors
+    ///
+    /// All that is wrong, of all variables and of the file.
+    pub fn check_env(&self) -> Result<(), ConfigError> {
+        let mut told = self.environment();
+        let file = told.file.take();
+        self.read(told, file).map(drop)
+    }
+
     /// Registers what the file at `path` (TOML, YAML or JSON, by its extension) names, and follows it:
     /// it is looked at each second, and read when it has changed. Names registered before keep the
     /// source they have. Reads the file at once, on this thread.
@@ -250,6 +262,22 @@ impl ServiceRegistry {
         told: Told,
         files: impl IntoIterator<Item = PathBuf>,
     ) -> Result<(), ConfigError> {
+        let (declarations, read) = self.read(told, files)?;
+        self.book.register(declarations, &Origin::Environment)?;
+        for (path, stamp, declarations) in read {
+            self.book.register_file(Path::new(&path), stamp, declarations)?;
+        }
+        Ok(())
+    }
+
+    /// What is to be registered, if all of it may be.
+    #[expect(clippy::type_complexity, reason = "it goes from here to `load`, and no further")]
+    fn read(
+        &self,
+        told: Told,
+        files: impl IntoIterator<Item = PathBuf>,
+    ) -> Result<(Vec<Declaration>, Vec<(PathBuf, Option<Stamp>, Vec<Declaration>)>), ConfigError>
+    {
         let Told { declarations, mut problems, .. } = told;
         let mut read = Vec::new();
         for path in files {
@@ -263,11 +291,7 @@ impl ServiceRegistry {
         ConfigError::unless_empty(problems)?;
         let in_files = read.iter().flat_map(|(_, _, declarations)| declarations);
         self.book.admits(declarations.iter().chain(in_files))?;
-        self.book.register(declarations, &Origin::Environment)?;
-        for (path, stamp, declarations) in read {
-            self.book.register_file(Path::new(&path), stamp, declarations)?;
-        }
-        Ok(())
+        Ok((declarations, read))
     }
 
     fn register_list(

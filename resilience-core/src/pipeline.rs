@@ -367,6 +367,7 @@ impl Layers {
         in_time(record)?;
         let permit = self.breaker.as_ref().map(CircuitBreaker::try_acquire).transpose();
         let permit = permit.map_err(|open| Ended::Refused(open.into()))?;
+        let queued = Instant::now();
         let _place = match &self.bulkhead {
             Some(bulkhead) => {
                 Some(bulkhead.acquire(deadline).await.map_err(|full| Ended::Refused(full.into()))?)
@@ -374,6 +375,7 @@ impl Layers {
             None => None,
         };
         in_time(record)?;
+        let waited = queued.elapsed();
         let limit = self.attempt_timeout.min(deadline.remaining());
         let until = Deadline::within(limit).min(deadline);
         record.attempts += 1;
@@ -399,7 +401,9 @@ impl Layers {
             }
             Err(_) => {
                 // Settled before the attempt is dropped: its drop must not count as the caller's.
-                let fair = limit >= TOO_SHORT_TO_JUDGE;
+                // Nor is it the service's fault if our own queue took a good part of the time it needed.
+                let starved = limit < self.attempt_timeout && waited > (waited + limit) / 4;
+                let fair = limit >= TOO_SHORT_TO_JUDGE && !starved;
                 settle(
                     watched.as_mut().take_permit(),
                     if fair { Outcome::Failure } else { Outcome::Cancelled },

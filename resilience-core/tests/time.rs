@@ -332,3 +332,22 @@ async fn nested_pipelines_do_not_multiply_their_attempts() {
     call.await.unwrap_err();
     assert_eq!(*made.lock().unwrap(), 4);
 }
+
+#[tokio::test(start_paused = true)]
+async fn the_time_spent_in_our_own_queue_is_not_held_against_the_service() {
+    let breaker = CircuitBreaker::builder("svc").fail_max(1).build().unwrap();
+    let bulkhead = Bulkhead::new("svc", 1, 9 * SECOND).unwrap();
+    let place = bulkhead.acquire(Deadline::within(SECOND)).await.unwrap();
+    let pipeline = Pipeline::builder("svc").deadline(4 * SECOND).attempt_timeout(3 * SECOND);
+    let pipeline = pipeline.breaker(breaker.clone()).bulkhead(bulkhead).build().unwrap();
+    let call = tokio::spawn({
+        let pipeline = pipeline.clone();
+        async move { pipeline.run(Call::read(), &AnyError, |_| hang()).await }
+    });
+    sleep(2 * SECOND).await;
+    drop(place);
+    assert!(matches!(call.await.unwrap(), Err(CallError::DeadlineExceeded(_))));
+    assert_eq!((breaker.state(), breaker.snapshot().calls.cancelled), (CircuitState::Closed, 1));
+    let _ = pipeline.run(Call::read(), &AnyError, |_| hang()).await;
+    assert_eq!(breaker.state(), CircuitState::Open);
+}

@@ -77,7 +77,9 @@ impl Config {
             let read = file.map_or_else(OpenSearchConfig::from_env, OpenSearchConfig::from_file);
             config.opensearch = keep(read, &mut wrong);
         }
-        // Read when the monitoring is set up; what is wrong with it is told now.
+        // Read when first used; what is wrong with it is told now.
+        #[cfg(feature = "discovery")]
+        wrong.extend(discovery::ServiceRegistry::new().check_env().err());
         #[cfg(feature = "monitoring")]
         wrong.extend(crate::watch::Pace::from_env().err());
         match wrong.into_iter().reduce(ConfigError::and) {

@@ -27,6 +27,7 @@ fn everything_wrong_in_every_section_is_told_at_once() {
             ("OPENSEARCH_PASSWORD", ""),
             ("OPENSEARCH_CA_FILE", "/nonexistent.pem"),
             ("MONITORING_INTERVAL", "soon"),
+            ("DISCOVERY_REDIS", "no-port"),
         ];
         assert!(in_a_process(name, &wrong));
         return;
@@ -41,6 +42,7 @@ fn everything_wrong_in_every_section_is_told_at_once() {
         "OPENSEARCH_PASSWORD",
         "OPENSEARCH_CA_FILE",
         "MONITORING_INTERVAL is \"soon\"",
+        "DISCOVERY_REDIS",
     ] {
         assert!(text.contains(variable), "{variable} is not in: {text}");
     }
