@@ -537,7 +537,7 @@ mod tests {
             .unwrap_err();
         assert_eq!(
             error.to_string(),
-            "2 settings are wrong: \
+            "2 settings are wrong:\
              \n  pool_size is \"0\"; allowed: a whole number from 1 to 10000\
              \n  deadline is \"0ns\"; allowed: above 0 and up to a day"
         );

@@ -335,7 +335,7 @@ impl fmt::Debug for Pem {
 
 /// All that is wrong with a connector's settings, a line each.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
-#[error("{} wrong: {}", count(.problems.len()), list(.problems))]
+#[error("{} wrong:{}", count(.problems.len()), list(.problems))]
 pub struct ConfigError {
     problems: Vec<Problem>,
 }
@@ -422,7 +422,7 @@ mod tests {
         let text = settings.finish().unwrap_err().to_string();
         assert_eq!(
             text,
-            "3 settings are wrong: \
+            "3 settings are wrong:\
              \n  DATABASE_POOL_SIZE is \"-3\"; allowed: a whole number from 1 to 1000\
              \n  DATABASE_CA_FILE is \"/none.pem, which cannot be read (entity not found)\"; allowed: a readable PEM file\
              \n  DATABASE_URL is not set; allowed: postgresql://user:password@host:5432/database"
