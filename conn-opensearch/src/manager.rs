@@ -293,14 +293,15 @@ impl OpenSearchManager {
     }
 
     /// Nodes lent out, as connections in use, the limit on them, and the attempts that wait for a place.
-    /// The client does not tell how many idle connections it keeps: 0.
+    /// The client does not tell how many idle connections it keeps, nor does it limit them: 0.
     #[must_use]
     pub fn status(&self) -> PoolStatus {
         let (max, waiting) = match self.shared.pipeline.bulkhead() {
             Some(bulkhead) => (bulkhead.limit(), bulkhead.waiting()),
             None => (0, 0),
         };
-        PoolStatus { in_use: self.shared.in_use.load(Ordering::Relaxed), idle: 0, max, waiting }
+        let in_use = self.shared.in_use.load(Ordering::Relaxed);
+        PoolStatus { in_use, max, waiting, ..PoolStatus::default() }
     }
 
     /// Refuses new calls, waits for those that run until `deadline`, and closes the idle connections.

@@ -127,6 +127,8 @@ impl Pool {
             idle: self.idle().len(),
             max: self.limit,
             waiting: self.waiting.load(Ordering::Relaxed),
+            idle_max: self.size,
+            idle_min: 0,
         }
     }
 

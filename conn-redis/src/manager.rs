@@ -248,6 +248,7 @@ impl RedisManager {
             Some(lane) => PoolStatus {
                 idle: status.idle + usize::from(lane.is_open()),
                 max: self.shared.tuning.max_connections as usize,
+                idle_max: self.shared.tuning.max_connections as usize,
                 ..status
             },
         }

@@ -162,7 +162,14 @@ impl Pool {
 
     pub(crate) fn status(&self) -> PoolStatus {
         let managed::Status { max_size, size, available, waiting } = self.lent.status();
-        PoolStatus { in_use: size - available, idle: available, max: max_size, waiting }
+        PoolStatus {
+            in_use: size - available,
+            idle: available,
+            max: max_size,
+            waiting,
+            idle_max: max_size,
+            idle_min: 0,
+        }
     }
 
     fn opener(&self) -> &Opener {

@@ -107,7 +107,7 @@ impl Pools {
     pub(crate) fn status(&self) -> PoolStatus {
         match self.current.load().as_ref() {
             Some(current) => current.pool.status(),
-            None => PoolStatus { max: self.size, ..PoolStatus::default() },
+            None => PoolStatus { max: self.size, idle_max: self.size, ..PoolStatus::default() },
         }
     }
 

@@ -90,7 +90,7 @@ struct ServiceGauges {
     status: [Gauge; 4],
     uptime: Absent,
     calls: Arc<str>,
-    pool: Option<[Gauge; 4]>,
+    pool: Option<[Gauge; 6]>,
     bulkhead: Option<[Gauge; 2]>,
 }
 
@@ -109,9 +109,11 @@ impl ServiceGauges {
         }
         self.uptime.set(health.uptime.day);
         let calls = &self.calls;
-        if let Some(PoolStatus { in_use, idle, max, waiting }) = health.pool {
+        if let Some(PoolStatus { in_use, idle, max, waiting, idle_max, idle_min }) = health.pool {
             let gauges = self.pool.get_or_insert_with(|| pool_gauges(calls));
-            for (gauge, figure) in gauges.iter().zip([in_use, idle, max, waiting]) {
+            for (gauge, figure) in
+                gauges.iter().zip([in_use, idle, max, waiting, idle_max, idle_min])
+            {
                 gauge.set(figure as f64);
             }
         }
@@ -127,8 +129,8 @@ impl ServiceGauges {
     }
 }
 
-/// Used, idle, max and waiting.
-fn pool_gauges(pool: &Arc<str>) -> [Gauge; 4] {
+/// Used, idle, max, waiting, and the most and the fewest idle.
+fn pool_gauges(pool: &Arc<str>) -> [Gauge; 6] {
     let count = |state: &'static str| gauge!(names::CONNECTION_COUNT, label::POOL => Arc::clone(pool), label::POOL_STATE => state);
     let labels = [(label::POOL, Arc::clone(pool))];
     [
@@ -136,6 +138,8 @@ fn pool_gauges(pool: &Arc<str>) -> [Gauge; 4] {
         count("idle"),
         gauge!(names::CONNECTION_MAX, &labels),
         gauge!(names::CONNECTION_PENDING_REQUESTS, &labels),
+        gauge!(names::CONNECTION_IDLE_MAX, &labels),
+        gauge!(names::CONNECTION_IDLE_MIN, &labels),
     ]
 }
 

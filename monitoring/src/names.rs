@@ -94,6 +94,10 @@ families! {
         "Connections of a pool by what they do.";
     CONNECTION_MAX = "db_client_connection_max", Gauge, Count,
         "Connections that a pool may have open at once.";
+    CONNECTION_IDLE_MAX = "db_client_connection_idle_max", Gauge, Count,
+        "Connections that a pool may keep open idle.";
+    CONNECTION_IDLE_MIN = "db_client_connection_idle_min", Gauge, Count,
+        "Connections that a pool keeps open whether or not they are used.";
     CONNECTION_PENDING_REQUESTS = "db_client_connection_pending_requests", Gauge, Count,
         "Borrowers waiting for a connection of a pool.";
     CONNECTION_TIMEOUTS = "db_client_connection_timeouts_total", Counter, Count,

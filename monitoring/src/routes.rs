@@ -164,7 +164,7 @@ mod tests {
         }
 
         fn pool_status(&self) -> Option<PoolStatus> {
-            Some(PoolStatus { in_use: 3, idle: 17, max: 70, waiting: 0 })
+            Some(PoolStatus { in_use: 3, idle: 17, max: 70, waiting: 0, idle_max: 20, idle_min: 0 })
         }
 
         fn breaker(&self) -> Option<CircuitBreaker> {
@@ -351,6 +351,8 @@ mod tests {
             r#"db_client_connection_count{db_client_connection_pool_name="ledger",db_client_connection_state="used"} 3"#,
             r#"db_client_connection_count{db_client_connection_pool_name="ledger",db_client_connection_state="idle"} 17"#,
             r#"db_client_connection_max{db_client_connection_pool_name="ledger"} 70"#,
+            r#"db_client_connection_idle_max{db_client_connection_pool_name="ledger"} 20"#,
+            r#"db_client_connection_idle_min{db_client_connection_pool_name="ledger"} 0"#,
             r#"db_client_connection_pending_requests{db_client_connection_pool_name="ledger"} 0"#,
             "donations_total 7",
         ] {

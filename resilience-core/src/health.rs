@@ -99,6 +99,12 @@ pub struct PoolStatus {
     pub max: usize,
     /// Borrowers waiting for one.
     pub waiting: usize,
+    /// Connections that may stay open idle; more are closed as they come back. Not in JSON.
+    #[serde(skip)]
+    pub idle_max: usize,
+    /// Connections that are kept open whether or not they are used. Not in JSON.
+    #[serde(skip)]
+    pub idle_min: usize,
 }
 
 /// What stands behind a service, in the words of OpenTelemetry's database conventions. Never a secret.

@@ -21,8 +21,8 @@ use crate::permit::Watched;
 use crate::retry::Retries;
 use crate::{
     AttemptTimeout, Blame, Bulkhead, CallError, CircuitBreaker, CircuitState, Classify, Deadline,
-    DeadlineExceeded, Drained, Draining, Failed, InvalidSetting, Outcome, Replay, RetryPolicy,
-    Verdict,
+    DeadlineExceeded, Drained, Draining, Failed, InvalidSetting, Outcome, Replay, RetryBudget,
+    RetryPolicy, Verdict,
 };
 
 /// An attempt that had less time than this says nothing about the service when it runs out of it.
@@ -118,6 +118,31 @@ impl Pipeline {
             breaker: None,
             bulkhead: None,
         }
+    }
+
+    /// A pipeline for a service that the application can do without, such as analytics: it gives up
+    /// late and looks again rarely.
+    ///
+    /// Deadline 60 s, attempt timeout 30 s; 3 retries from 1 s up to 60 s, within a budget of 10 % of the
+    /// calls and 10; a circuit that opens after 10 failures in a row, for 120 s, and closes after 3 probes;
+    /// 64 calls in flight, with no wait for a place. All of it can be set anew on the builder.
+    pub fn optional_service(name: impl Into<Arc<str>>) -> PipelineBuilder {
+        let name = name.into();
+        let attempt_timeout = Duration::from_secs(30);
+        let breaker = CircuitBreaker::builder(Arc::clone(&name))
+            .fail_max(10)
+            .reset_timeout(Duration::from_secs(120))
+            .success_threshold(3)
+            .probe_lease(attempt_timeout)
+            .build()
+            .expect("the settings are valid");
+        let bulkhead = Bulkhead::new(Arc::clone(&name), 64, Duration::ZERO);
+        let retry = RetryPolicy::builder().budget(RetryBudget::default()).build();
+        Self::builder(name)
+            .attempt_timeout(attempt_timeout)
+            .retry(retry.expect("the defaults are valid"))
+            .breaker(breaker)
+            .bulkhead(bulkhead.expect("64 places are within the limits"))
     }
 
     /// Its name.

@@ -154,3 +154,23 @@ async fn an_observer_that_panics_and_calls_back_changes_nothing() {
     assert_eq!(*seen, ["open", "service_error after 1", "circuit_open after 0"]);
     assert!(CallOutcome::CircuitOpen.is_error());
 }
+
+#[tokio::test(start_paused = true)]
+async fn an_optional_service_has_the_settings_that_were_promised() {
+    let pipeline = Pipeline::optional_service("analytics").build().unwrap();
+    let settings = *pipeline.breaker().unwrap().settings();
+    assert_eq!(
+        (settings.fail_max, settings.success_threshold, settings.half_open_max_calls),
+        (10, 3, 1)
+    );
+    assert_eq!(settings.reset_timeout, Duration::from_secs(120));
+    assert_eq!(settings.probe_lease, Duration::from_secs(30));
+    let bulkhead = pipeline.bulkhead().unwrap();
+    assert_eq!((bulkhead.limit(), bulkhead.wait()), (64, Duration::ZERO));
+    let begun = tokio::time::Instant::now();
+    let error = pipeline.run(Call::read(), &AnyError, |_| hang()).await.unwrap_err();
+    assert!(
+        matches!(error, CallError::AttemptTimeout(ref timeout) if timeout.limit == Duration::from_secs(30))
+    );
+    assert_eq!(begun.elapsed(), Duration::from_secs(60));
+}

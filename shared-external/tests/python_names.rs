@@ -1,10 +1,14 @@
 //! Fear: someone who comes from the Python module does not find what it had.
-#![cfg(feature = "macros")]
+#![cfg(feature = "full")]
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use shared_external::monitoring::{Alert, AlertError, Criticality, Service};
 use shared_external::{
-    CircuitBreaker, CircuitBreakerError, CircuitOpen, CircuitState, RetryManager,
+    AlertHandler, CircuitBreaker, CircuitBreakerError, CircuitOpen, CircuitState, Deadline, Health,
+    HealthCheck, HealthStatus, LogAlertHandler, MonitoringManager, RetryManager, ServiceMonitor,
+    ServiceRegistry,
 };
 
 #[derive(Debug, thiserror::Error)]
@@ -73,4 +77,39 @@ async fn the_old_type_names_still_name_the_types() {
         .await;
     assert!(result.is_err());
     assert_eq!(attempts, 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn monitors_handlers_and_registries_have_their_old_names() {
+    struct Mail;
+
+    #[async_trait::async_trait]
+    impl AlertHandler for Mail {
+        async fn handle(&self, _: &Alert) -> Result<(), AlertError> {
+            Ok(())
+        }
+    }
+
+    struct Ledger;
+
+    #[async_trait::async_trait]
+    impl HealthCheck for Ledger {
+        async fn check(&self, _: Deadline) -> Health {
+            Health::unhealthy(Duration::ZERO, "closed for the night")
+        }
+    }
+
+    let ledger = Service::new("ledger", Arc::new(Ledger), Criticality::Critical);
+    let builder = MonitoringManager::builder().add_service(ledger.clone());
+    let manager = builder.alert_handler(Mail).alert_handler(LogAlertHandler).build().unwrap();
+    manager.start();
+    assert!(manager.first_look(Deadline::within(Duration::from_secs(5))).await);
+    assert_eq!(manager.get_health_summary().overall_health, HealthStatus::Unhealthy);
+
+    let monitor = ServiceMonitor::new(ledger).unwrap();
+    assert_eq!(monitor.health().status, HealthStatus::Unknown);
+
+    let services = ServiceRegistry::new();
+    services.register_static("ledger", ["ledger.internal:80"]).unwrap();
+    assert_eq!(services.pick("ledger").unwrap().address.to_string(), "ledger.internal:80");
 }
