@@ -210,7 +210,7 @@ settings! {
     max_overflow: count(0..=CONNECTIONS),
     /// Time to open a connection to one host. Above 0, up to a day; default 5 s.
     connect_timeout: time,
-    /// Time to wait for a connection, opening it included. Above 0, up to a day; default 5 s.
+    /// Time to wait for a place in the pool; opening a connection then has its own time. Above 0, up to a day; default 5 s.
     acquire_timeout: time,
     /// Time of one attempt, and of one statement outside a closure; a second later the server's
     /// `statement_timeout` ends what is left of it.

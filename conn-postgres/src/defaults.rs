@@ -12,7 +12,7 @@ pub const MAX_OVERFLOW: u32 = 50;
 
 /// Time to open a connection to one host. Default 5 s: a handshake that takes longer will not get better.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// Time to wait for a connection, opening it included. Default 5 s: who waits longer has no user left to answer.
+/// Time to wait for a place in the pool; opening a connection then has its own time. Default 5 s: who waits longer has no user left to answer.
 pub const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Time of one attempt; a second later the server's `statement_timeout` ends what is left of it. Default 30 s, as in the Python module.
 pub const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(30);

@@ -71,19 +71,19 @@ impl Pool {
         &self.name
     }
 
-    /// Lends a connection by `deadline`, and within the pool's own time.
+    /// Lends a connection by `deadline`. The pool's own time limits the wait for a place alone: one that
+    /// was long must not leave the connect so little that the server is taken for unreachable.
     pub(crate) async fn acquire(self: &Arc<Self>, deadline: Deadline) -> Result<Conn, Error> {
         if let Some(place) = self.try_place()? {
             let now = Instant::now();
             if let Some(session) = self.take_idle(now) {
                 return Ok(self.lend(session, place, now, Duration::ZERO, Duration::ZERO));
             }
-            let deadline = Deadline::at(now + self.acquire_timeout).min(deadline);
             return self.open(place, deadline, Duration::ZERO).await;
         }
         let started = Instant::now();
-        let deadline = Deadline::at(started + self.acquire_timeout).min(deadline);
-        let place = self.queue(deadline, started).await?;
+        let patience = Deadline::at(started + self.acquire_timeout).min(deadline);
+        let place = self.queue(patience, started).await?;
         let now = Instant::now();
         let queued = now.saturating_duration_since(started);
         match self.take_idle(now) {

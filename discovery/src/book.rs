@@ -93,13 +93,17 @@ impl Book {
         self.dropped_services.load(Ordering::Relaxed)
     }
 
-    /// Whether there is a runtime, and room for all these.
+    /// Whether there is room for all these.
     pub(crate) fn admits<'a>(
         &self,
         declarations: impl IntoIterator<Item = &'a Declaration>,
     ) -> Result<(), ConfigError> {
-        self.runtime()?;
         self.room_for(&self.read(), declarations)
+    }
+
+    /// Whether there is a runtime to run on.
+    pub(crate) fn can_run(&self) -> Result<(), ConfigError> {
+        self.runtime().map(drop)
     }
 
     /// Gives each service its source, or none of them.

@@ -110,7 +110,7 @@ impl ServiceRegistry {
     }
 
     /// Says whether [`register_env`](Self::register_env) would succeed, and registers nothing: to know all
-    /// that is wrong before anything is started.
+    /// that is wrong before anything is started. Needs no runtime.
     ///
     /// # Errors
     ///
@@ -263,6 +263,7 @@ impl ServiceRegistry {
         files: impl IntoIterator<Item = PathBuf>,
     ) -> Result<(), ConfigError> {
         let (declarations, read) = self.read(told, files)?;
+        self.book.can_run()?;
         self.book.register(declarations, &Origin::Environment)?;
         for (path, stamp, declarations) in read {
             self.book.register_file(Path::new(&path), stamp, declarations)?;
