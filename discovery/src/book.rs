@@ -101,11 +101,6 @@ impl Book {
         self.room_for(&self.read(), declarations)
     }
 
-    /// Whether there is a runtime to run on.
-    pub(crate) fn can_run(&self) -> Result<(), ConfigError> {
-        self.runtime().map(drop)
-    }
-
     /// Gives each service its source, or none of them.
     pub(crate) fn register(
         &self,

@@ -56,6 +56,12 @@ pub struct Dropped {
     pub services: u64,
 }
 
+/// What is to be registered: what the environment declares, and each file with its stamp.
+struct Reading {
+    declarations: Vec<Declaration>,
+    files: Vec<(PathBuf, Option<Stamp>, Vec<Declaration>)>,
+}
+
 impl ServiceRegistry {
     /// An empty registry with every setting at its default.
     #[must_use]
@@ -262,23 +268,20 @@ impl ServiceRegistry {
         told: Told,
         files: impl IntoIterator<Item = PathBuf>,
     ) -> Result<(), ConfigError> {
-        let (declarations, read) = self.read(told, files)?;
-        self.book.can_run()?;
+        let Reading { declarations, files } = self.read(told, files)?;
         self.book.register(declarations, &Origin::Environment)?;
-        for (path, stamp, declarations) in read {
+        for (path, stamp, declarations) in files {
             self.book.register_file(Path::new(&path), stamp, declarations)?;
         }
         Ok(())
     }
 
     /// What is to be registered, if all of it may be.
-    #[expect(clippy::type_complexity, reason = "it goes from here to `load`, and no further")]
     fn read(
         &self,
         told: Told,
         files: impl IntoIterator<Item = PathBuf>,
-    ) -> Result<(Vec<Declaration>, Vec<(PathBuf, Option<Stamp>, Vec<Declaration>)>), ConfigError>
-    {
+    ) -> Result<Reading, ConfigError> {
         let Told { declarations, mut problems, .. } = told;
         let mut read = Vec::new();
         for path in files {
@@ -292,7 +295,7 @@ impl ServiceRegistry {
         ConfigError::unless_empty(problems)?;
         let in_files = read.iter().flat_map(|(_, _, declarations)| declarations);
         self.book.admits(declarations.iter().chain(in_files))?;
-        Ok((declarations, read))
+        Ok(Reading { declarations, files: read })
     }
 
     fn register_list(

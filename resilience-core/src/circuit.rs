@@ -30,6 +30,7 @@ use serde::Serialize;
 use tokio::time::Instant;
 
 use crate::breaker::CircuitSettings;
+use crate::deadline::later;
 use crate::permit::Outcome;
 
 /// The state of a circuit.
@@ -253,9 +254,8 @@ impl Circuit {
         if self.load().generation() != pass.generation {
             return None;
         }
-        if slow.first_expiry().is_some_and(|expires| expires <= now) {
+        if let Some(lost) = slow.first_expiry().filter(|expires| *expires <= now) {
             // A lease that ran out is a failure even if the answer comes before anyone noticed.
-            let lost = slow.first_expiry().expect("just seen");
             return Some(self.enter(&mut slow, CircuitState::Open, lost, settings));
         }
         slow.probes.retain(|probe| Some(probe.id) != pass.probe);
@@ -343,9 +343,4 @@ impl Word {
     fn is_closed(self, generation: u32) -> bool {
         self.state() == CircuitState::Closed && self.generation() == generation
     }
-}
-
-/// `now + time`, thirty years from now at the most: a timeout without end must not overflow.
-fn later(now: Instant, time: Duration) -> Instant {
-    now + time.min(Duration::from_secs(30 * 365 * 24 * 3600))
 }

@@ -40,7 +40,7 @@ impl Deadline {
     /// The deadline `time` from now; thirty years from now at the most.
     #[must_use]
     pub fn within(time: Duration) -> Self {
-        Self(Instant::now() + time.min(FAR))
+        Self(later(Instant::now(), time))
     }
 
     /// The deadline of the surrounding [`scope`](Self::scope), if there is one.
@@ -97,6 +97,11 @@ impl Deadline {
     pub fn half(self, now: Instant) -> Self {
         Self(now + self.remaining_at(now) / 2)
     }
+}
+
+/// `now + time`, thirty years from now at the most: a time without end must not overflow.
+pub(crate) fn later(now: Instant, time: Duration) -> Instant {
+    now + time.min(FAR)
 }
 
 #[cfg(test)]

@@ -173,18 +173,18 @@ impl State {
         &mut self,
         name: &str,
     ) -> Result<Option<resilience_core::WatchedEndpoints>, SetupError> {
-        let services =
-            match (&self.services, self.config.as_ref().and_then(|config| config.services.clone()))
-            {
-                (Some(services), _) => services.clone(),
-                (None, Some(services)) => services,
-                (None, None) => {
-                    let services =
-                        discovery::ServiceRegistry::builder().runtime(self.runtime()?).build()?;
-                    services.register_env()?;
-                    services
-                }
-            };
+        if let Some(services) = &self.services {
+            return Ok(services.endpoints(name).ok());
+        }
+        let services = match self.config.as_ref().and_then(|config| config.services.clone()) {
+            Some(services) => services,
+            None => {
+                let runtime = self.runtime()?;
+                let services = discovery::ServiceRegistry::builder().runtime(runtime).build()?;
+                services.register_env()?;
+                services
+            }
+        };
         Ok(self.services.insert(services).endpoints(name).ok())
     }
 
