@@ -28,6 +28,7 @@ mod registry;
 mod retry;
 #[cfg(feature = "settings")]
 pub mod settings;
+mod sync;
 mod verdict;
 
 #[cfg(feature = "macros")]
@@ -36,8 +37,8 @@ pub mod macro_support;
 
 pub use backoff::Backoff;
 pub use breaker::{
-    CircuitBreaker, CircuitBreakerBuilder, CircuitSettings, CircuitSnapshot, CircuitState,
-    OutcomeCounts,
+    CircuitBreaker, CircuitBreakerBuilder, CircuitSettings, CircuitSnapshot, CircuitState, Growth,
+    OutcomeCounts, SlidingWindow, SlowCalls,
 };
 pub use budget::RetryBudget;
 pub use bulkhead::Bulkhead;
