@@ -20,6 +20,8 @@ mod endpoint;
 mod error;
 mod gate;
 mod health;
+mod hedge;
+mod latency;
 mod nesting;
 mod observe;
 mod permit;
@@ -30,6 +32,7 @@ mod retry;
 #[cfg(feature = "settings")]
 pub mod settings;
 mod sync;
+mod timeout;
 mod verdict;
 
 #[cfg(feature = "macros")]
@@ -53,6 +56,7 @@ pub use error::{
 };
 pub use gate::Drained;
 pub use health::{Backend, Health, HealthCheck, HealthStatus, PoolStatus};
+pub use hedge::{Hedge, HedgeBuilder, HedgeCounts};
 pub use observe::{CallOutcome, Event, Observe, add_observer, emit};
 pub use permit::{Outcome, Permit};
 pub use pipeline::{Attempt, Call, Pipeline, PipelineBuilder};
@@ -62,4 +66,5 @@ pub use registry::CircuitRegistry;
 #[doc(inline)]
 pub use resilience_macros::{circuit_breaker, with_retry};
 pub use retry::{RetryPolicy, RetryPolicyBuilder};
+pub use timeout::{LearnedTimeoutBuilder, Timeout};
 pub use verdict::{AnyError, Blame, Classify, Replay, Verdict};
