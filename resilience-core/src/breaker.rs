@@ -241,6 +241,11 @@ impl CircuitBreaker {
         self.shared.circuit.arm(None);
     }
 
+    /// Whether anyone besides the asker holds it: by a clone, or by a permit that is out.
+    pub(crate) fn is_held(&self) -> bool {
+        Arc::strong_count(&self.shared) > 1
+    }
+
     #[inline]
     fn admit(&self) -> Result<Pass, CircuitOpen> {
         match self.shared.circuit.admit_fast() {

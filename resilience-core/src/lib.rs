@@ -14,6 +14,8 @@ mod backoff;
 mod breaker;
 mod budget;
 mod bulkhead;
+#[cfg(feature = "chaos")]
+mod chaos;
 mod circuit;
 mod deadline;
 mod endpoint;
@@ -21,6 +23,7 @@ mod error;
 mod gate;
 mod health;
 mod hedge;
+mod keyed;
 mod latency;
 mod nesting;
 mod observe;
@@ -31,6 +34,8 @@ mod registry;
 mod retry;
 #[cfg(feature = "settings")]
 pub mod settings;
+mod single_flight;
+mod stale;
 mod sync;
 mod timeout;
 mod verdict;
@@ -46,6 +51,8 @@ pub use breaker::{
 };
 pub use budget::{RetryBudget, RetryBudgetBuilder};
 pub use bulkhead::Bulkhead;
+#[cfg(feature = "chaos")]
+pub use chaos::{Chaos, ChaosBuilder, Injected};
 pub use deadline::Deadline;
 pub use endpoint::{
     Address, AddressError, Conditions, Endpoint, EndpointSet, Freshness, Role, WatchedEndpoints,
@@ -57,6 +64,7 @@ pub use error::{
 pub use gate::Drained;
 pub use health::{Backend, Health, HealthCheck, HealthStatus, PoolStatus};
 pub use hedge::{Hedge, HedgeBuilder, HedgeCounts};
+pub use keyed::{KeyedBreakers, KeyedBreakersBuilder};
 pub use observe::{CallOutcome, Event, Observe, add_observer, emit};
 pub use permit::{Outcome, Permit};
 pub use pipeline::{Attempt, Call, Pipeline, PipelineBuilder};
@@ -66,5 +74,7 @@ pub use registry::CircuitRegistry;
 #[doc(inline)]
 pub use resilience_macros::{circuit_breaker, with_retry};
 pub use retry::{RetryPolicy, RetryPolicyBuilder};
+pub use single_flight::SingleFlight;
+pub use stale::{Cached, StaleCache, StaleCacheBuilder};
 pub use timeout::{LearnedTimeoutBuilder, Timeout};
 pub use verdict::{AnyError, Blame, Classify, Replay, Verdict};

@@ -292,6 +292,11 @@ impl CircuitBreakerBuilder {
         self
     }
 
+    /// The same settings for a breaker of another name.
+    pub(crate) fn named(self, name: Arc<str>) -> Self {
+        Self { name, ..self }
+    }
+
     /// The closed breaker.
     ///
     /// # Errors
