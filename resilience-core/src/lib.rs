@@ -20,14 +20,19 @@ mod endpoint;
 mod error;
 mod gate;
 mod health;
+mod meter;
 mod nesting;
 mod observe;
 mod permit;
 mod pipeline;
+mod prioritizer;
+mod priority;
 mod registry;
 mod retry;
 #[cfg(feature = "settings")]
 pub mod settings;
+mod shed;
+mod throttle;
 mod verdict;
 
 #[cfg(feature = "macros")]
@@ -54,9 +59,13 @@ pub use health::{Backend, Health, HealthCheck, HealthStatus, PoolStatus};
 pub use observe::{CallOutcome, Event, Observe, add_observer, emit};
 pub use permit::{Outcome, Permit};
 pub use pipeline::{Attempt, Call, Pipeline, PipelineBuilder};
+pub use prioritizer::Prioritizer;
+pub use priority::{Priority, Rank};
 pub use registry::CircuitRegistry;
 #[cfg(feature = "macros")]
 #[doc(inline)]
 pub use resilience_macros::{circuit_breaker, with_retry};
 pub use retry::{RetryPolicy, RetryPolicyBuilder};
+pub use shed::{Load, LoadShedder, Shed, ShedGuard};
+pub use throttle::{Throttle, ThrottleBuilder, ThrottlePermit, ThrottleSnapshot, Throttled};
 pub use verdict::{AnyError, Blame, Classify, Replay, Verdict};
