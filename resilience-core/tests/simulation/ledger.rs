@@ -8,8 +8,8 @@ use std::time::Duration;
 use resilience_core::CircuitState;
 
 use crate::coverage::{Cell, Coverage};
+use crate::laws::BreakerLaws;
 use crate::promises::{Broken, require};
-use crate::scene::BreakerLaws;
 use crate::trace::Look;
 
 /// Who has leave.

@@ -8,7 +8,9 @@
 
 mod calls;
 mod coverage;
+mod laws;
 mod ledger;
+mod moments;
 mod promises;
 mod scene;
 mod service;
@@ -26,7 +28,8 @@ use tokio::runtime::Builder;
 use tokio::task::coop::unconstrained;
 
 use coverage::{Cell, Coverage};
-use scene::{Laws, Scene};
+use laws::{Case, Laws};
+use scene::Scene;
 use trace::Trace;
 use world::{Pace, World};
 
@@ -42,15 +45,24 @@ fn play(seed: u64, hostile: bool) -> (Trace, Laws) {
     let runtime = Builder::new_current_thread().enable_time().start_paused(true).build();
     let runtime = runtime.expect("a runtime needs no more than memory");
     let laws = runtime.block_on(unconstrained(async {
-        let innocent = rng.u8(..8) == 0;
+        let case = match rng.u8(..12) {
+            0 => Case::Crowded,
+            1 => Case::Stalling,
+            _ => Case::Any,
+        };
+        let innocent = case != Case::Any;
         let pace = Pace {
-            stalls: [0.0, 0.001, 0.01][rng.usize(..3)],
+            stalls: match case {
+                Case::Any => [0.0, 0.001, 0.01][rng.usize(..3)],
+                Case::Crowded => 0.0,
+                Case::Stalling => [0.003, 0.03][rng.usize(..2)],
+            },
             drops: if innocent { 0.0 } else { [0.0, 0.003, 0.02][rng.usize(..3)] },
             slow_steps: [0.0, 0.1, 0.5][rng.usize(..3)],
             timer_turns: [0.0, 0.1, 0.5][rng.usize(..3)],
             reads_first: innocent,
         };
-        let (scene, laws) = Scene::draw(&mut rng, innocent);
+        let (scene, laws) = Scene::draw(&mut rng, case);
         trace::begin(scene.breakers(), hostile);
         World::new(rng.fork(), pace).run(|| scene.look()).await;
         scene.recover(&laws);
@@ -63,7 +75,7 @@ fn play(seed: u64, hostile: bool) -> (Trace, Laws) {
 fn examine(seed: u64) -> Result<Coverage, String> {
     let (trace, laws) = play(seed, false);
     let mut reached = promises::judge(&trace, &laws)?;
-    if seed % 4 == 0 {
+    if seed.is_multiple_of(4) {
         let (watched, _) = play(seed, true);
         if watched.hash() != trace.hash() {
             return Err(

@@ -6,8 +6,8 @@ use resilience_core::{CircuitState, Outcome};
 
 use crate::calls::{CallLedger, Running};
 use crate::coverage::{Cell, Coverage};
+use crate::laws::{Laws, ServiceLaws};
 use crate::ledger::{Effect, Holder, Ledger};
-use crate::scene::{Laws, ServiceLaws};
 use crate::trace::{Fact, Trace};
 
 /// A promise that was not kept, by its number in the list of promises.

@@ -12,43 +12,13 @@ use resilience_core::{
 };
 use tokio::time::{Instant, sleep};
 
+use crate::laws::{Case, Laws, ServiceLaws};
 use crate::service::{Answer, Behaviour, Fault, Script, serve};
 use crate::trace::{self, End, Fact, Kind, Look, OpenCall, Planned, record};
 use crate::world::{Role, jump, spawn};
 
 /// The storm lasts this long; later calls find fine weather.
 const STORM: Duration = Duration::from_secs(5);
-
-/// The settings that the promises are about.
-#[derive(Clone, Debug)]
-pub(crate) struct Laws {
-    pub(crate) services: Vec<ServiceLaws>,
-    /// Share and burst of each retry budget.
-    pub(crate) budgets: Vec<(f64, u32)>,
-    /// Whether no service ever fails: only this process stands still and has trouble of its own.
-    pub(crate) innocent: bool,
-}
-
-#[derive(Clone, Debug)]
-pub(crate) struct ServiceLaws {
-    pub(crate) deadline: Duration,
-    pub(crate) attempt_timeout: Duration,
-    pub(crate) max_retries: u32,
-    pub(crate) max_delay: Duration,
-    pub(crate) budget: Option<usize>,
-    pub(crate) breaker: Option<BreakerLaws>,
-    /// Places, and the wait for one.
-    pub(crate) bulkhead: Option<(usize, Duration)>,
-}
-
-#[derive(Clone, Debug)]
-pub(crate) struct BreakerLaws {
-    pub(crate) fail_max: u32,
-    pub(crate) reset_timeout: Duration,
-    pub(crate) success_threshold: u32,
-    pub(crate) half_open_max_calls: usize,
-    pub(crate) probe_lease: Duration,
-}
 
 /// The services of one run and what they share.
 pub(crate) struct Scene {
@@ -83,42 +53,18 @@ struct Plan {
 }
 
 impl Scene {
-    pub(crate) fn draw(rng: &mut Rng, innocent: bool) -> (Rc<Self>, Laws) {
-        let millis = |rng: &mut Rng, from, to| Duration::from_millis(rng.u64(from..to));
-        let budgets = (0..2).map(|_| (f64::from(rng.u32(0..11)) / 10.0, rng.u32(..6))).collect();
-        let mut laws = Laws { services: Vec::new(), budgets, innocent };
-        let shared = laws.budgets.iter().map(|(ratio, burst)| RetryBudget::new(*ratio, *burst));
-        let shared: Vec<_> = shared.map(|budget| budget.expect("drawn within range")).collect();
+    pub(crate) fn draw(rng: &mut Rng, case: Case) -> (Rc<Self>, Laws) {
+        let innocent = case != Case::Any;
+        let laws = Laws::draw(rng, case);
+        let budgets = laws.budgets.iter().map(|(ratio, burst)| RetryBudget::new(*ratio, *burst));
+        let budgets: Vec<_> = budgets.map(|budget| budget.expect("drawn within range")).collect();
         let mut services = Vec::new();
-        for index in 0..rng.usize(1..4) {
-            let attempt_timeout = millis(rng, 40, 600);
-            let deadline = match innocent {
-                true => attempt_timeout * rng.u32(2..5),
-                false => millis(rng, 100, 3_000),
-            };
-            let latency = if innocent { attempt_timeout / 5 } else { millis(rng, 5, 120) };
-            let bulkhead = (rng.u8(..3) > 0).then(|| (rng.usize(1..6), millis(rng, 0, 400)));
-            let settings = ServiceLaws {
-                deadline,
-                attempt_timeout,
-                max_retries: rng.u32(..5),
-                max_delay: millis(rng, 20, 500),
-                budget: (rng.u8(..3) > 0).then(|| rng.usize(..2)),
-                breaker: (rng.u8(..6) > 0).then(|| BreakerLaws {
-                    fail_max: rng.u32(1..5),
-                    reset_timeout: millis(rng, 30, 800),
-                    success_threshold: rng.u32(1..4),
-                    half_open_max_calls: rng.usize(1..4),
-                    probe_lease: millis(rng, 20, 900),
-                }),
-                bulkhead,
-            };
+        for (index, settings) in laws.services.iter().enumerate() {
             let script = match innocent {
-                true => Script::innocent(rng, latency),
-                false => Script::draw(rng, STORM, latency),
+                true => Script::innocent(rng, settings.latency),
+                false => Script::draw(rng, STORM, settings.latency),
             };
-            services.push(Service::build(index, &settings, &shared, script, rng));
-            laws.services.push(settings);
+            services.push(Service::build(index, settings, &budgets, script, rng));
         }
         let scene = Rc::new(Self {
             looks: RefCell::new((0, vec![None; services.len()])),

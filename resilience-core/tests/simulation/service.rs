@@ -41,7 +41,6 @@ impl From<Verdict> for Fault {
     }
 }
 
-#[expect(clippy::derived_hash_with_manual_eq, reason = "equal answers have equal hashes")]
 impl Hash for Answer {
     fn hash<H: Hasher>(&self, state: &mut H) {
         let Some(Fault { verdict, poisoned }) = self.0 else { return };
