@@ -5,6 +5,7 @@
 //! [`Row`]s, each beside the figure that was published for the same set-up, where there is one.
 #![forbid(unsafe_code)]
 
+pub mod cold_cache;
 pub mod collapse;
 pub mod jitter;
 mod report;
@@ -26,4 +27,5 @@ pub struct Simulation {
 }
 
 /// Every simulation, in the order in which `all` runs them.
-pub const ALL: [Simulation; 3] = [retry::SIMULATION, collapse::SIMULATION, jitter::SIMULATION];
+pub const ALL: [Simulation; 4] =
+    [retry::SIMULATION, collapse::SIMULATION, cold_cache::SIMULATION, jitter::SIMULATION];

@@ -4,6 +4,7 @@
 use std::cell::{Cell, RefCell};
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
+use std::iter;
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep_until};
@@ -59,6 +60,57 @@ fn done_by(ends: &RefCell<BinaryHeap<Reverse<Instant>>>, now: Instant) -> usize 
     ends.len()
 }
 
+/// A service of some workers that take what arrives in its order, each for the same time; the queue before them has no
+/// bound. It can keep up with `workers / time` a second.
+#[derive(Debug)]
+pub struct Station {
+    time: Cell<Duration>,
+    /// When each worker will be free.
+    free: RefCell<BinaryHeap<Reverse<Instant>>>,
+    arrived: Cell<u64>,
+}
+
+impl Station {
+    /// An idle service.
+    #[must_use]
+    pub fn new(workers: usize, time: Duration) -> Self {
+        let free = iter::repeat_n(Reverse(Instant::now()), workers).collect();
+        Self { time: Cell::new(time), free: RefCell::new(free), arrived: Cell::new(0) }
+    }
+
+    /// From now on each piece of work takes `time`.
+    pub fn set_time(&self, time: Duration) {
+        self.time.set(time);
+    }
+
+    /// Queues up and does one piece of work. Dropping the future frees nothing.
+    pub async fn work(&self) {
+        self.arrived.set(self.arrived.get() + 1);
+        let end = {
+            let mut free = self.free.borrow_mut();
+            let Reverse(first) = free.pop().expect("a service has a worker");
+            let end = first.max(Instant::now()) + self.time.get();
+            free.push(Reverse(end));
+            end
+        };
+        sleep_until(end).await;
+    }
+
+    /// How long what arrives now would wait for a worker.
+    #[must_use]
+    pub fn wait(&self) -> Duration {
+        let free = self.free.borrow();
+        let Reverse(first) = free.peek().expect("a service has a worker");
+        first.saturating_duration_since(Instant::now())
+    }
+
+    /// Work that has arrived so far.
+    #[must_use]
+    pub fn arrived(&self) -> u64 {
+        self.arrived.get()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::rc::Rc;
@@ -101,6 +153,39 @@ mod tests {
             assert_eq!(service.in_flight(), 1);
             sleep(SECOND).await;
             assert_eq!((service.in_flight(), service.begun()), (0, 1));
+        });
+    }
+
+    #[test]
+    fn a_queue_is_as_long_as_the_theory_says() {
+        // One worker, fixed time, load 0.8: the mean wait is 0.8 · time / (2 · (1 − 0.8)), by Pollaczek and Khinchine.
+        let time = Duration::from_millis(100);
+        let mean = simulate(1, async {
+            let service = Rc::new(Station::new(1, time));
+            let mut arrivals = Arrivals::begin();
+            let mut sum = Duration::ZERO;
+            for _ in 0..50_000 {
+                arrivals.next(8.0).await;
+                sum += service.wait();
+                let service = Rc::clone(&service);
+                spawn_local(async move { service.work().await });
+            }
+            sum.as_secs_f64() / 50_000.0
+        });
+        assert!((mean - 0.2).abs() < 0.02, "a wait of {mean} s");
+    }
+
+    #[test]
+    fn a_full_service_does_what_its_workers_can() {
+        simulate(1, async {
+            let service = Station::new(10, SECOND / 10);
+            for _ in 0..1000 {
+                timeout(Duration::ZERO, service.work()).await.unwrap_err();
+            }
+            assert_eq!((service.arrived(), service.wait()), (1000, 10 * SECOND));
+            service.set_time(SECOND / 5);
+            timeout(Duration::ZERO, service.work()).await.unwrap_err();
+            assert_eq!(service.wait(), 10 * SECOND, "nine workers are free then");
         });
     }
 }
