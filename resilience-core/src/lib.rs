@@ -24,6 +24,7 @@ mod nesting;
 mod observe;
 mod permit;
 mod pipeline;
+mod polling;
 mod registry;
 mod retry;
 #[cfg(feature = "settings")]
@@ -34,12 +35,12 @@ mod verdict;
 #[doc(hidden)]
 pub mod macro_support;
 
-pub use backoff::Backoff;
+pub use backoff::{Backoff, BackoffBuilder, BackoffShape, Jitter};
 pub use breaker::{
     CircuitBreaker, CircuitBreakerBuilder, CircuitSettings, CircuitSnapshot, CircuitState,
     OutcomeCounts,
 };
-pub use budget::RetryBudget;
+pub use budget::{RetryBudget, RetryBudgetBuilder};
 pub use bulkhead::Bulkhead;
 pub use deadline::Deadline;
 pub use endpoint::{
@@ -54,6 +55,7 @@ pub use health::{Backend, Health, HealthCheck, HealthStatus, PoolStatus};
 pub use observe::{CallOutcome, Event, Observe, add_observer, emit};
 pub use permit::{Outcome, Permit};
 pub use pipeline::{Attempt, Call, Pipeline, PipelineBuilder};
+pub use polling::Polling;
 pub use registry::CircuitRegistry;
 #[cfg(feature = "macros")]
 #[doc(inline)]
