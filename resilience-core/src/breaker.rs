@@ -162,6 +162,11 @@ impl CircuitBreaker {
         }
     }
 
+    /// Whether anyone besides the asker holds it: by a clone, or by a permit that is out.
+    pub(crate) fn is_held(&self) -> bool {
+        Arc::strong_count(&self.shared) > 1
+    }
+
     pub(crate) fn admit_at(&self, now: Instant) -> Result<Pass, CircuitOpen> {
         let admission = self.shared.circuit.admit(&self.shared.settings, now);
         for transition in admission.transitions {
@@ -271,6 +276,11 @@ impl CircuitBreakerBuilder {
     pub fn probe_lease(mut self, lease: Duration) -> Self {
         self.settings.probe_lease = lease;
         self
+    }
+
+    /// The same settings for a breaker of another name.
+    pub(crate) fn named(self, name: Arc<str>) -> Self {
+        Self { name, ..self }
     }
 
     /// The closed breaker.

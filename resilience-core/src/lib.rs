@@ -14,12 +14,15 @@ mod backoff;
 mod breaker;
 mod budget;
 mod bulkhead;
+#[cfg(feature = "chaos")]
+mod chaos;
 mod circuit;
 mod deadline;
 mod endpoint;
 mod error;
 mod gate;
 mod health;
+mod keyed;
 mod nesting;
 mod observe;
 mod permit;
@@ -29,6 +32,8 @@ mod registry;
 mod retry;
 #[cfg(feature = "settings")]
 pub mod settings;
+mod single_flight;
+mod stale;
 mod verdict;
 
 #[cfg(feature = "macros")]
@@ -42,6 +47,8 @@ pub use breaker::{
 };
 pub use budget::{RetryBudget, RetryBudgetBuilder};
 pub use bulkhead::Bulkhead;
+#[cfg(feature = "chaos")]
+pub use chaos::{Chaos, ChaosBuilder, Injected};
 pub use deadline::Deadline;
 pub use endpoint::{
     Address, AddressError, Conditions, Endpoint, EndpointSet, Freshness, Role, WatchedEndpoints,
@@ -52,6 +59,7 @@ pub use error::{
 };
 pub use gate::Drained;
 pub use health::{Backend, Health, HealthCheck, HealthStatus, PoolStatus};
+pub use keyed::{KeyedBreakers, KeyedBreakersBuilder};
 pub use observe::{CallOutcome, Event, Observe, add_observer, emit};
 pub use permit::{Outcome, Permit};
 pub use pipeline::{Attempt, Call, Pipeline, PipelineBuilder};
@@ -61,4 +69,6 @@ pub use registry::CircuitRegistry;
 #[doc(inline)]
 pub use resilience_macros::{circuit_breaker, with_retry};
 pub use retry::{RetryPolicy, RetryPolicyBuilder};
+pub use single_flight::SingleFlight;
+pub use stale::{Cached, StaleCache, StaleCacheBuilder};
 pub use verdict::{AnyError, Blame, Classify, Replay, Verdict};
