@@ -12,7 +12,7 @@ use std::collections::BinaryHeap;
 use std::iter;
 use std::time::Duration;
 
-use resilience_core::Backoff;
+use resilience_core::{Backoff, Jitter};
 
 use crate::world::{mean_over, normal};
 use crate::{Row, Simulation, Target};
@@ -43,7 +43,8 @@ pub fn run(seed: u64, runs: u32) -> Vec<Row> {
     };
     [
         rows("no backoff", || Box::new(iter::repeat(Duration::ZERO)), 2032.0, 2421.0),
-        rows("full", || Box::new(after_the_first(exponential().jittered())), 5069.0, 796.0),
+        rows("full", || Box::new(after_the_first(waits(Jitter::Full))), 5069.0, 796.0),
+        rows("decorrelated", || Box::new(waits(Jitter::Decorrelated)), 4499.0, 1002.0),
     ]
     .concat()
 }
@@ -51,8 +52,9 @@ pub fn run(seed: u64, runs: u32) -> Vec<Row> {
 /// The waits of one client.
 type Waits = fn() -> Box<dyn Iterator<Item = Duration>>;
 
-fn exponential() -> Backoff {
-    Backoff::exponential(BASE, CAP, 2.0)
+fn waits(jitter: Jitter) -> Backoff {
+    let waits = Backoff::builder().base_delay(BASE).max_delay(CAP).jitter(jitter);
+    waits.build().expect("the settings are valid")
 }
 
 /// The script counts attempts from 1, so its first wait is already twice the base.
@@ -136,7 +138,7 @@ mod tests {
     use super::*;
 
     fn full() -> Box<dyn Iterator<Item = Duration>> {
-        Box::new(after_the_first(exponential().jittered()))
+        Box::new(after_the_first(waits(Jitter::Full)))
     }
 
     #[test]

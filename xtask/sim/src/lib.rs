@@ -8,9 +8,11 @@
 pub mod cold_cache;
 pub mod collapse;
 pub mod jitter;
+pub mod priority;
 mod report;
 pub mod retry;
 pub mod service;
+pub mod stampede;
 pub mod world;
 
 pub use report::{Row, Target, table};
@@ -27,5 +29,11 @@ pub struct Simulation {
 }
 
 /// Every simulation, in the order in which `all` runs them.
-pub const ALL: [Simulation; 4] =
-    [retry::SIMULATION, collapse::SIMULATION, cold_cache::SIMULATION, jitter::SIMULATION];
+pub const ALL: [Simulation; 6] = [
+    retry::SIMULATION,
+    collapse::SIMULATION,
+    cold_cache::SIMULATION,
+    jitter::SIMULATION,
+    stampede::SIMULATION,
+    priority::SIMULATION,
+];
