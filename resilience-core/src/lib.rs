@@ -22,7 +22,9 @@ mod endpoint;
 mod error;
 mod gate;
 mod health;
+mod hedge;
 mod keyed;
+mod latency;
 mod nesting;
 mod observe;
 mod permit;
@@ -34,6 +36,8 @@ mod retry;
 pub mod settings;
 mod single_flight;
 mod stale;
+mod sync;
+mod timeout;
 mod verdict;
 
 #[cfg(feature = "macros")]
@@ -42,8 +46,8 @@ pub mod macro_support;
 
 pub use backoff::{Backoff, BackoffBuilder, BackoffShape, Jitter};
 pub use breaker::{
-    CircuitBreaker, CircuitBreakerBuilder, CircuitSettings, CircuitSnapshot, CircuitState,
-    OutcomeCounts,
+    CircuitBreaker, CircuitBreakerBuilder, CircuitSettings, CircuitSnapshot, CircuitState, Growth,
+    OutcomeCounts, SlidingWindow, SlowCalls,
 };
 pub use budget::{RetryBudget, RetryBudgetBuilder};
 pub use bulkhead::Bulkhead;
@@ -59,6 +63,7 @@ pub use error::{
 };
 pub use gate::Drained;
 pub use health::{Backend, Health, HealthCheck, HealthStatus, PoolStatus};
+pub use hedge::{Hedge, HedgeBuilder, HedgeCounts};
 pub use keyed::{KeyedBreakers, KeyedBreakersBuilder};
 pub use observe::{CallOutcome, Event, Observe, add_observer, emit};
 pub use permit::{Outcome, Permit};
@@ -71,4 +76,5 @@ pub use resilience_macros::{circuit_breaker, with_retry};
 pub use retry::{RetryPolicy, RetryPolicyBuilder};
 pub use single_flight::SingleFlight;
 pub use stale::{Cached, StaleCache, StaleCacheBuilder};
+pub use timeout::{LearnedTimeoutBuilder, Timeout};
 pub use verdict::{AnyError, Blame, Classify, Replay, Verdict};

@@ -23,7 +23,7 @@ static GLOBAL: LazyLock<CircuitRegistry> = LazyLock::new(CircuitRegistry::defaul
 /// use resilience_core::{CircuitBreaker, CircuitRegistry};
 ///
 /// let breaker = CircuitRegistry::global().get_or_create(CircuitBreaker::builder("mail").fail_max(2))?;
-/// assert_eq!(CircuitRegistry::global().get("mail").unwrap().settings().fail_max, 2);
+/// assert_eq!(CircuitRegistry::global().get("mail").unwrap().settings().fail_max, Some(2));
 /// # Ok::<(), resilience_core::InvalidSetting>(())
 /// ```
 #[derive(Debug)]
@@ -265,7 +265,7 @@ mod tests {
         let second = registry.get_or_create(CircuitBreaker::builder("a").fail_max(9)).unwrap();
         first.try_acquire().unwrap().failure();
         assert_eq!(second.state(), CircuitState::Open);
-        assert_eq!(second.settings().fail_max, 1);
+        assert_eq!(second.settings().fail_max, Some(1));
         assert_eq!(registry.all().len(), 1);
     }
 
@@ -274,7 +274,7 @@ mod tests {
         let registry = CircuitRegistry::default();
         registry.insert(CircuitBreaker::new("a"));
         let error = registry.get_or_create(CircuitBreaker::builder("a").fail_max(0)).unwrap_err();
-        assert_eq!(error.to_string(), "fail_max is 0; allowed: 1 or more");
+        assert_eq!(error.to_string(), "fail_max is 0; allowed: 1 to 67108863");
     }
 
     #[test]
