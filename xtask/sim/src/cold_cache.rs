@@ -45,7 +45,7 @@ const SETTLED: Range<usize> = 10..30;
 pub fn run(seed: u64, seconds: usize) -> Vec<Row> {
     let naive = [Target::AtLeast(0.99), Target::AtMost(0.8), Target::None];
     let sound = [Target::AtLeast(0.99), Target::AtLeast(0.99), Target::AtMost(60.0)];
-    let cases: [(&str, fn() -> Layers, [Target; 3]); 4] = [
+    let cases: [(&str, Make, [Target; 3]); 4] = [
         ("3 tries at once", naively, naive),
         ("3 tries at once, single flight", || naively().coalesced(), [Target::None; 3]),
         ("budget, bulkhead", bounded, sound),
@@ -65,6 +65,8 @@ pub fn run(seed: u64, seconds: usize) -> Vec<Row> {
     });
     rows.concat()
 }
+
+type Make = fn() -> Layers;
 
 /// What stands before the database.
 struct Layers {

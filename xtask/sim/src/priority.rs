@@ -40,7 +40,7 @@ const SURGING: Range<u32> = 20..80;
 /// Every case.
 #[must_use]
 pub fn run(seed: u64) -> Vec<Row> {
-    let cases: [(&str, fn() -> Pipeline, [Target; 2]); 2] = [
+    let cases: [(&str, Make, [Target; 2]); 2] = [
         (
             "nothing",
             || Pipeline::builder("service").deadline(SECOND).build().expect("valid"),
@@ -61,6 +61,8 @@ pub fn run(seed: u64) -> Vec<Row> {
     });
     rows.concat()
 }
+
+type Make = fn() -> Pipeline;
 
 fn bulkhead() -> Pipeline {
     let bulkhead = Bulkhead::new("service", WORKERS, SECOND / 2).expect("the settings are valid");

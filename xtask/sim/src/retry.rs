@@ -67,10 +67,12 @@ pub fn run(seed: u64, seconds: u32) -> Vec<Row> {
         two("a bucket for all", &|| without(retries(Some(process.clone()))), &|outcome| {
             [Judge(None, Target::None), Judge(None, outcome.bound(1))]
         });
-        two("a breaker each", &broken, &|_| {
-            let load = if percent == 100 { Target::AtMost(1.0) } else { Target::None };
-            [Judge(Some(script.breaker[0]), Target::None), Judge(Some(script.breaker[1]), load)]
-        });
+        for (strategy, breaker) in BREAKERS {
+            two(strategy, &|| broken(breaker()), &|_| {
+                let load = if percent == 100 { Target::AtMost(1.0) } else { Target::None };
+                [Judge(Some(script.breaker[0]), Target::None), Judge(Some(script.breaker[1]), load)]
+            });
+        }
     }
     // The same calls from few clients and from many, of a service that is down.
     for (clients, published) in [(10, 1.1), (1000, 1.54)] {
@@ -139,10 +141,19 @@ fn without(retry: RetryPolicy) -> Pipeline {
     Pipeline::builder("service").retry(retry).build().expect("the settings are valid")
 }
 
-/// Three retries behind a breaker with its defaults.
-fn broken() -> Pipeline {
-    let pipeline = Pipeline::builder("service").retry(retries(None));
-    pipeline.breaker(CircuitBreaker::new("service")).build().expect("the settings are valid")
+/// The default one, and one that opens at the failure rate at which the published one stops retries.
+const BREAKERS: [(&str, fn() -> CircuitBreaker); 2] = [
+    ("a breaker each, 5 in a row", || CircuitBreaker::new("service")),
+    ("a breaker each, 10 %", || {
+        let breaker = CircuitBreaker::builder("service").without_fail_max().failure_rate(0.1);
+        breaker.build().expect("the settings are valid")
+    }),
+];
+
+/// Three retries, each of which asks the breaker.
+fn broken(breaker: CircuitBreaker) -> Pipeline {
+    let pipeline = Pipeline::builder("service").retry(retries(None)).breaker(breaker);
+    pipeline.build().expect("the settings are valid")
 }
 
 struct World {
@@ -247,7 +258,8 @@ mod tests {
     #[test]
     fn a_client_of_a_sound_service_calls_once() {
         let world = World { clients: 5, failing: 0.0, seconds: 1 };
-        let Outcome { calls, successes, attempts } = simulate(1, world.outcome(&broken));
+        let Outcome { calls, successes, attempts } =
+            simulate(1, world.outcome(&|| broken(CircuitBreaker::new("service"))));
         assert!((900..1100).contains(&calls), "{calls}");
         assert_eq!((successes, attempts), (calls, calls));
     }
