@@ -62,23 +62,13 @@ impl Chaos {
     /// # Cancel safety
     ///
     /// Dropping the future ends the delay; the decision remains made.
+    #[inline]
     pub async fn strike(&self) -> Result<(), Injected> {
-        if !self.is_enabled() {
-            return Ok(());
-        }
-        let Shared { name, decisions, seed, plan, .. } = &*self.shared;
-        let number = decisions.fetch_add(1, Ordering::Relaxed);
-        let Decision { delay, fault } = plan.decide(*seed, number);
-        if fault || delay.is_some() {
-            tracing::debug!(target: "shared_external::chaos", %name, number, ?delay, fault, "struck");
-        }
-        if let Some(delay) = delay {
-            tokio::time::sleep(delay).await;
-        }
-        if fault { Err(Injected { name: Arc::clone(name) }) } else { Ok(()) }
+        if self.is_enabled() { self.strike_now().await } else { Ok(()) }
     }
 
     /// Whether it strikes.
+    #[inline]
     #[must_use]
     pub fn is_enabled(&self) -> bool {
         self.shared.enabled.load(Ordering::Relaxed)
@@ -94,6 +84,19 @@ impl Chaos {
     #[must_use]
     pub fn decisions(&self) -> u64 {
         self.shared.decisions.load(Ordering::Relaxed)
+    }
+
+    async fn strike_now(&self) -> Result<(), Injected> {
+        let Shared { name, decisions, seed, plan, .. } = &*self.shared;
+        let number = decisions.fetch_add(1, Ordering::Relaxed);
+        let Decision { delay, fault } = plan.decide(*seed, number);
+        if fault || delay.is_some() {
+            tracing::debug!(target: "shared_external::chaos", %name, number, ?delay, fault, "struck");
+        }
+        if let Some(delay) = delay {
+            tokio::time::sleep(delay).await;
+        }
+        if fault { Err(Injected { name: Arc::clone(name) }) } else { Ok(()) }
     }
 }
 

@@ -17,7 +17,7 @@ use serde::Serialize;
 use tokio::time::{Instant, sleep_until};
 
 use crate::deadline::{FAR, later};
-use crate::latency::RecentLatency;
+use crate::latency::{RecentLatency, held_up};
 use crate::{Deadline, InvalidSetting, RetryBudget};
 
 /// Samples before a learned delay is known.
@@ -102,7 +102,8 @@ impl Hedge {
 
     /// Runs `operation`, and once more for each delay that goes by without an answer, as far as
     /// budget and `max_hedges` allow; the first success wins. Each run is given its number, from 0.
-    /// No hedge starts past the surrounding [`Deadline`], if there is one.
+    /// No hedge starts past the surrounding [`Deadline`], if there is one, nor because this process
+    /// was held up: the answer is then given its delay once more.
     ///
     /// Calling this is the caller's word that the operation is idempotent: it may be executed several
     /// times at once. Each call deposits in the budget; what `operation` runs should not do so again.
@@ -171,8 +172,13 @@ impl Hedge {
                 }
                 return output;
             }
-            race.sample.is_late();
             let now = Instant::now();
+            if due.as_ref().as_pin_ref().is_some_and(|due| held_up(now - due.deadline(), delay)) {
+                race.sample.forget();
+                due.set(Some(sleep_until(later(now, delay))));
+                continue;
+            }
+            race.sample.is_late();
             if deadline.is_some_and(|deadline| deadline.has_passed(now)) {
                 left = 0;
                 continue;
@@ -377,6 +383,10 @@ impl<'a> Sample<'a> {
 
     fn is_late(&mut self) {
         self.late = true;
+    }
+
+    fn forget(&mut self) {
+        self.of = None;
     }
 
     fn end(&mut self, standing: Standing) {

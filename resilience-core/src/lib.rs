@@ -22,21 +22,27 @@ mod endpoint;
 mod error;
 mod gate;
 mod health;
+mod heartbeat;
 mod hedge;
 mod keyed;
 mod latency;
+mod meter;
 mod nesting;
 mod observe;
 mod permit;
 mod pipeline;
 mod polling;
+mod prioritizer;
+mod priority;
 mod registry;
 mod retry;
 #[cfg(feature = "settings")]
 pub mod settings;
+mod shed;
 mod single_flight;
 mod stale;
 mod sync;
+mod throttle;
 mod timeout;
 mod verdict;
 
@@ -69,6 +75,8 @@ pub use observe::{CallOutcome, Event, Observe, add_observer, emit};
 pub use permit::{Outcome, Permit};
 pub use pipeline::{Attempt, Call, Pipeline, PipelineBuilder};
 pub use polling::Polling;
+pub use prioritizer::Prioritizer;
+pub use priority::{Priority, Rank};
 pub use registry::CircuitRegistry;
 #[cfg(feature = "macros")]
 #[doc(inline)]
@@ -77,4 +85,6 @@ pub use retry::{RetryPolicy, RetryPolicyBuilder};
 pub use single_flight::SingleFlight;
 pub use stale::{Cached, StaleCache, StaleCacheBuilder};
 pub use timeout::{LearnedTimeoutBuilder, Timeout};
+pub use shed::{Load, LoadShedder, Shed, ShedGuard};
+pub use throttle::{Throttle, ThrottleBuilder, ThrottlePermit, ThrottleSnapshot, Throttled};
 pub use verdict::{AnyError, Blame, Classify, Replay, Verdict};

@@ -13,7 +13,7 @@ use std::time::Duration;
 use tokio::time::{Instant, timeout_at};
 
 use crate::deadline::{FAR, later};
-use crate::latency::RecentLatency;
+use crate::latency::{RecentLatency, held_up};
 use crate::{AttemptTimeout, Deadline, InvalidSetting};
 
 /// The longest limit that can be learned.
@@ -105,7 +105,7 @@ impl Timeout {
     }
 
     /// Runs `attempt` for as long as it may take, or until the surrounding [`Deadline`] if that is
-    /// nearer, and learns from how long it took.
+    /// nearer, and learns from how long it took, unless this process was held up meanwhile.
     ///
     /// # Errors
     ///
@@ -120,14 +120,19 @@ impl Timeout {
     ) -> Result<Result<T, E>, AttemptTimeout> {
         let started = Instant::now();
         let until = Deadline::at(later(started, self.current())).inherited();
-        if let Ok(result) = timeout_at(until.instant(), until.scope(attempt)).await {
-            if result.is_ok() {
-                self.record(started.elapsed());
+        let limit = until.remaining_at(started);
+        let result = timeout_at(until.instant(), until.scope(attempt)).await;
+        let elapsed = started.elapsed();
+        let teaches = !held_up(elapsed.saturating_sub(limit), limit);
+        if let Ok(result) = result {
+            if teaches && result.is_ok() {
+                self.record(elapsed);
             }
             return Ok(result);
         }
-        let limit = until.remaining_at(started);
-        self.record_timeout(limit);
+        if teaches {
+            self.record_timeout(limit);
+        }
         tracing::debug!(target: "shared_external::timeout", name = %self.name, ?limit, next = ?self.current(), "attempt cut off");
         Err(AttemptTimeout { name: Arc::clone(&self.name), attempts: 1, limit })
     }
@@ -188,7 +193,8 @@ impl LearnedTimeoutBuilder {
             return Err(InvalidSetting::new("min", min, "above 0, up to max"));
         }
         let recent = RecentLatency::new(quantile, min_samples)?;
-        let learned = Learned { recent, factor, min, max, widened: AtomicU64::new(0) };
+        let (learned, widened) = (AtomicU64::new(nanos(max)), AtomicU64::new(0));
+        let learned = Learned { recent, factor, min, max, learned, widened };
         Ok(Timeout { name: default_name(), limit: Limit::Learned(Arc::new(learned)) })
     }
 }
@@ -203,39 +209,53 @@ struct Learned {
     factor: f64,
     min: Duration,
     max: Duration,
+    /// What the window says, within `min` and `max`, in nanoseconds: ready for every attempt to read.
+    learned: AtomicU64,
     /// What attempts may take, in nanoseconds, while those cut off outrun what has been learned; else 0.
     widened: AtomicU64,
 }
 
 impl Learned {
     fn limit(&self) -> Duration {
-        let widened = Duration::from_nanos(self.widened.load(Ordering::Relaxed));
-        self.learned().max(widened).min(self.max)
-    }
-
-    fn learned(&self) -> Duration {
-        let learned = self.recent.current().map(|latency| latency.mul_f64(self.factor));
-        learned.map_or(self.max, |limit| limit.clamp(self.min, self.max))
+        let learned = self.learned.load(Ordering::Relaxed);
+        Duration::from_nanos(learned.max(self.widened.load(Ordering::Relaxed)))
     }
 
     fn record(&self, elapsed: Duration) {
         // While answers take longer than what has been learned, the learned limit would cut them off.
-        if self.widened.load(Ordering::Relaxed) > 0 && elapsed <= self.learned() {
+        if self.widened.load(Ordering::Relaxed) > 0
+            && nanos(elapsed) <= self.learned.load(Ordering::Relaxed)
+        {
             self.widened.store(0, Ordering::Relaxed);
         }
-        self.recent.record(elapsed);
+        if self.recent.record(elapsed) {
+            self.learn();
+        }
     }
 
     fn record_timeout(&self, limit: Duration) {
-        if limit < self.learned() {
+        if nanos(limit) < self.learned.load(Ordering::Relaxed) {
             return;
         }
         // Many that were cut off by one limit double it once.
-        let doubled = limit.saturating_mul(2).min(self.max).as_nanos() as u64;
-        self.widened.fetch_max(doubled, Ordering::Relaxed);
+        let doubled = limit.saturating_mul(2).min(self.max);
+        self.widened.fetch_max(nanos(doubled), Ordering::Relaxed);
         self.recent.record(limit);
         self.recent.refresh();
+        self.learn();
     }
+
+    fn learn(&self) {
+        if let Some(latency) = self.recent.current() {
+            let limit = latency.mul_f64(self.factor).clamp(self.min, self.max);
+            self.learned.store(nanos(limit), Ordering::Relaxed);
+        }
+    }
+}
+
+/// In whole nanoseconds; five centuries at the most.
+fn nanos(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]
@@ -332,11 +352,15 @@ mod tests {
     async fn a_crowd_cut_off_at_once_doubles_the_limit_once() {
         let timeout = learned();
         let limit = timeout.current();
-        // Ten of 1,034 are below the 99th percentile: what has been learned stays.
+        // Ten in a window of 1,024 are above the 99th percentile: what has been learned stays.
         (0..10).for_each(|_| timeout.record_timeout(limit));
         assert_eq!(timeout.current(), 2 * limit);
         timeout.record(10 * MS);
         assert_eq!(timeout.current(), limit);
+        // With the eleventh, the percentile is the limit that they were cut off by, and not only after a while.
+        timeout.record_timeout(limit);
+        timeout.record(10 * MS);
+        assert!(timeout.current() >= 3 * limit);
     }
 
     #[tokio::test(start_paused = true)]
@@ -369,6 +393,28 @@ mod tests {
             drop(tokio::time::timeout(MS, timeout.run(answer_after(SECOND))).await);
         }
         assert_eq!(timeout.current(), before);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_blocked_runtime_teaches_nothing() {
+        for time in [10 * MS, SECOND] {
+            let timeout = learned();
+            let before = timeout.current();
+            let calls: Vec<_> = (0..40)
+                .map(|_| {
+                    let timeout = timeout.clone();
+                    tokio::spawn(async move { timeout.run(answer_after(time)).await.is_ok() })
+                })
+                .collect();
+            tokio::task::yield_now().await;
+            // As if something had kept the thread for half a second.
+            tokio::time::advance(SECOND / 2).await;
+            for call in calls {
+                assert_eq!(call.await.unwrap(), time < SECOND);
+            }
+            timeout.record(10 * MS);
+            assert_eq!(timeout.current(), before);
+        }
     }
 
     #[tokio::test(start_paused = true)]

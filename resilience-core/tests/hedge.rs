@@ -49,7 +49,9 @@ async fn answer(number: u32, time: Duration, fails: bool) -> Result<u32, u32> {
 #[tokio::test(start_paused = true)]
 async fn nothing_is_hedged_before_the_delay() {
     let hedge = after(50 * MS).build().unwrap();
-    for (time, fails) in [(0 * MS, false), (50 * MS, false), (0 * MS, true), (49 * MS, true)] {
+    for (time, fails) in
+        [(Duration::ZERO, false), (50 * MS, false), (Duration::ZERO, true), (49 * MS, true)]
+    {
         let result = hedge.run(|number| answer(number, time, fails)).await;
         assert_eq!(result, if fails { Err(0) } else { Ok(0) });
     }
@@ -59,9 +61,12 @@ async fn nothing_is_hedged_before_the_delay() {
 #[tokio::test(start_paused = true)]
 async fn the_slower_is_dropped_at_once_whichever_it_is() {
     let hedge = after(50 * MS).max_hedges(2).build().unwrap();
-    for (first, second, third, winner, end) in
-        [(1000, 10, 1000, 1, 60), (120, 500, 500, 0, 120), (1000, 1000, 5, 2, 105)]
-    {
+    for (first, second, third, winner, end) in [
+        (1000, 10, 1000, 1, 60),
+        (120, 500, 500, 0, 120),
+        (1000, 1000, 5, 2, 105),
+        (60, 10, 1000, 0, 60),
+    ] {
         let flights = Flights::default();
         let times = [first, second, third];
         let started = Instant::now();
@@ -77,7 +82,7 @@ async fn the_slower_is_dropped_at_once_whichever_it_is() {
         assert_eq!((flights.in_flight(), started.elapsed()), (0, end * MS));
     }
     let counts = hedge.counts();
-    assert_eq!((counts.started, counts.won), (5, 2));
+    assert_eq!((counts.started, counts.won), (6, 2));
 }
 
 #[tokio::test(start_paused = true)]
@@ -99,12 +104,12 @@ async fn one_that_fails_waits_for_the_other_and_starts_no_third() {
     let hedge = after(50 * MS).max_hedges(2).budget(generous()).build().unwrap();
     let started = Instant::now();
     // The first fails at 60 ms, the hedge at 90 ms: the second hedge, due at 100 ms, is not started.
-    let times = [60 * MS, 40 * MS, 0 * MS];
+    let times = [60 * MS, 40 * MS, Duration::ZERO];
     let result = hedge.run(|number| answer(number, times[number as usize], true)).await;
     assert_eq!((result, started.elapsed()), (Err(1), 90 * MS));
     let result = hedge.run(|number| answer(number, times[number as usize], number == 0)).await;
     assert_eq!(result, Ok(1));
-    let times = [80 * MS, 10 * MS, 0 * MS];
+    let times = [80 * MS, 10 * MS, Duration::ZERO];
     let result = hedge.run(|number| answer(number, times[number as usize], number == 1)).await;
     assert_eq!(result, Ok(0));
     assert_eq!(hedge.counts().started, 3);
@@ -154,23 +159,28 @@ async fn a_learned_delay_follows_the_latency_both_ways() {
 
 #[tokio::test(start_paused = true)]
 async fn a_learned_delay_does_not_sink_with_the_answers_that_hedges_cut_short() {
-    for early in [None, Some(70 * MS)] {
+    for give_up in [None, Some(700 * MS)] {
         let hedge = Hedge::builder().budget(generous()).build().unwrap();
         let mut rng = fastrand::Rng::with_seed(4);
-        for call in 0..20_000 {
-            // Evenly spread over 0 to 100 ms. Some callers give up early, which must not count as an answer.
-            let mut time = || Duration::from_micros(rng.u64(0..100_000));
+        // One in ten is slow, from 100 ms to 1 s: the 95th percentile is 550 ms, and hedges win.
+        let mut time = || match rng.u32(0..10) {
+            0 => Duration::from_micros(rng.u64(100_000..1_000_000)),
+            _ => Duration::from_micros(rng.u64(1_000..10_000)),
+        };
+        let (mut lowest, mut calls) = (Duration::MAX, 0);
+        while calls < 20_000 {
             let times = [time(), time()];
             let run = hedge.run(|number| answer(number, times[number as usize], false));
-            match early.filter(|_| call % 2 == 0) {
-                Some(early) => drop(tokio::time::timeout(early, run).await),
+            match give_up {
+                Some(give_up) => drop(tokio::time::timeout(give_up, run).await),
                 None => drop(run.await),
             }
+            calls += 1;
+            lowest = hedge.delay().filter(|_| calls > 1000).map_or(lowest, |now| lowest.min(now));
         }
-        let delay = hedge.delay().unwrap();
-        let share = hedge.counts().started as f64 / 20_000.0;
-        assert!((90 * MS..100 * MS).contains(&delay), "{delay:?}");
-        assert!(share < 0.06, "{share} hedged");
+        let share = hedge.counts().started as f64 / f64::from(calls);
+        println!("give up {give_up:?}: lowest delay {lowest:?}, {share} hedged");
+        assert!(lowest > 300 * MS && share < 0.06, "{lowest:?}, {share} hedged");
     }
 }
 
@@ -179,7 +189,7 @@ async fn quick_errors_do_not_shorten_a_learned_delay() {
     let hedge = Hedge::builder().build().unwrap();
     for call in 0..5000 {
         let fails = call > 1024;
-        let time = if fails { 0 * MS } else { 20 * MS };
+        let time = if fails { Duration::ZERO } else { 20 * MS };
         let _ = hedge.run(|number| answer(number, time, fails)).await;
     }
     assert!(hedge.delay().unwrap() >= 20 * MS);
@@ -237,6 +247,30 @@ async fn dropping_the_call_leaves_nothing_in_flight() {
     assert_eq!(flights.in_flight(), 5);
     drop(run);
     assert_eq!(flights.in_flight(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_blocked_runtime_spends_no_budget_and_teaches_nothing() {
+    for (time, started) in [(2030, 0), (3000, 1)] {
+        let hedge = Hedge::builder().budget(generous()).build().unwrap();
+        for _ in 0..100 {
+            hedge.run(|number| answer(number, 50 * MS, false)).await.unwrap();
+        }
+        let delay = hedge.delay();
+        let calls: Vec<_> = (0..40)
+            .map(|_| {
+                let hedge = hedge.clone();
+                tokio::spawn(async move { hedge.run(|n| answer(n, time * MS, false)).await })
+            })
+            .collect();
+        tokio::task::yield_now().await;
+        // As if something had kept the thread for two seconds.
+        tokio::time::advance(2000 * MS).await;
+        for call in calls {
+            assert_eq!(call.await.unwrap(), Ok(0));
+        }
+        assert_eq!((hedge.counts().started, hedge.delay()), (40 * started, delay));
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,5 +1,6 @@
 //! Fear: a cache that serves what it should not, hides an outage, or sends every caller to the service at once.
 
+use std::cell::RefCell;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -116,6 +117,32 @@ async fn a_flushed_cache_makes_one_call_for_each_key() {
     }
     let calls = [0, 1, 2].map(|key: usize| calls[key].load(Ordering::SeqCst));
     assert_eq!((calls, cache.flights().uncoalesced()), ([1; 3], 0));
+}
+
+thread_local! {
+    /// What happens on another thread while this one clones its key: after the look, before the start.
+    static MEANWHILE: RefCell<Option<Box<dyn FnOnce()>>> = const { RefCell::new(None) };
+}
+
+#[derive(Eq, Hash, PartialEq)]
+struct Key;
+
+impl Clone for Key {
+    fn clone(&self) -> Self {
+        if let Some(happens) = MEANWHILE.take() {
+            happens();
+        }
+        Self
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_that_ends_between_look_and_start_is_not_made_again() {
+    let cache: StaleCache<Key, Arc<str>, Error> = StaleCache::builder("prices").build().unwrap();
+    let other = cache.clone();
+    MEANWHILE.set(Some(Box::new(move || drop(other.insert(Key, "a".into())))));
+    assert_eq!(&*cache.get_or(Key, not_called).await.unwrap().value, "a");
+    assert!(MEANWHILE.take().is_none());
 }
 
 #[tokio::test(start_paused = true)]
