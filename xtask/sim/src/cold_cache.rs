@@ -12,7 +12,10 @@ use std::ops::Range;
 use std::rc::Rc;
 use std::time::Duration;
 
-use resilience_core::{AnyError, Bulkhead, Call, Pipeline, RetryBudget, RetryPolicy, SingleFlight};
+use resilience_core::{
+    AnyError, Bulkhead, Call, CallError, Load, LoadShedder, Pipeline, Prioritizer, Rank,
+    RetryBudget, RetryPolicy, RetryPolicyBuilder, SingleFlight,
+};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
@@ -45,11 +48,12 @@ const SETTLED: Range<usize> = 10..30;
 pub fn run(seed: u64, seconds: usize) -> Vec<Row> {
     let naive = [Target::AtLeast(0.99), Target::AtMost(0.8), Target::None];
     let sound = [Target::AtLeast(0.99), Target::AtLeast(0.99), Target::AtMost(60.0)];
-    let cases: [(&str, Make, [Target; 3]); 4] = [
+    let cases: [(&str, Make, [Target; 3]); 5] = [
         ("3 tries at once", naively, naive),
         ("3 tries at once, single flight", || naively().coalesced(), [Target::None; 3]),
         ("budget, bulkhead", bounded, sound),
         ("budget, bulkhead, single flight", || bounded().coalesced(), sound),
+        ("budget, bulkhead, single flight, shedding", || shed().coalesced(), sound),
     ];
     let rows = cases.map(|(case, layers, [before, after, recovery])| {
         let seen = simulate(seed, flushed(layers(), seconds));
@@ -70,11 +74,24 @@ type Make = fn() -> Layers;
 
 /// What stands before the database.
 struct Layers {
+    shedder: Option<LoadShedder>,
     pipeline: Pipeline,
     flights: Option<SingleFlight<u32, (), Infallible>>,
 }
 
 impl Layers {
+    fn new(retry: RetryPolicyBuilder, bulkhead: Option<Bulkhead>) -> Self {
+        let retry = retry.max_retries(2).build().expect("the settings are valid");
+        let pipeline =
+            Pipeline::builder("database").attempt_timeout(Duration::from_secs(1)).retry(retry);
+        let pipeline = match bulkhead {
+            Some(bulkhead) => pipeline.bulkhead(bulkhead),
+            None => pipeline,
+        };
+        let pipeline = pipeline.build().expect("the settings are valid");
+        Self { shedder: None, pipeline, flights: None }
+    }
+
     /// The same, asking for each key once at a time.
     fn coalesced(self) -> Self {
         let flights = SingleFlight::new("database", 10_000).expect("the bound is above 0");
@@ -84,26 +101,28 @@ impl Layers {
 
 fn naively() -> Layers {
     let soon = Duration::from_millis(1);
-    let retry = RetryPolicy::builder().max_retries(2).base_delay(soon).max_delay(soon);
-    let pipeline = Pipeline::builder("database")
-        .attempt_timeout(Duration::from_secs(1))
-        .retry(retry.build().expect("the settings are valid"))
-        .build()
-        .expect("the settings are valid");
-    Layers { pipeline, flights: None }
+    Layers::new(RetryPolicy::builder().base_delay(soon).max_delay(soon), None)
 }
 
 /// As many queries as the database has workers, and a short wait for them.
+fn bulkhead() -> Bulkhead {
+    Bulkhead::new("database", WORKERS, Duration::from_millis(500)).expect("the settings are valid")
+}
+
+fn budgeted() -> RetryPolicyBuilder {
+    RetryPolicy::builder().budget(RetryBudget::default())
+}
+
 fn bounded() -> Layers {
-    let retry = RetryPolicy::builder().max_retries(2).budget(RetryBudget::default());
-    let bulkhead = Bulkhead::new("database", WORKERS, Duration::from_millis(500));
-    let pipeline = Pipeline::builder("database")
-        .attempt_timeout(Duration::from_secs(1))
-        .retry(retry.build().expect("the settings are valid"))
-        .bulkhead(bulkhead.expect("the settings are valid"))
-        .build()
-        .expect("the settings are valid");
-    Layers { pipeline, flights: None }
+    Layers::new(budgeted(), Some(bulkhead()))
+}
+
+fn shed() -> Layers {
+    let bulkhead = bulkhead();
+    let watched = bulkhead.clone();
+    let load = move || Load::from(&watched);
+    let shedder = Some(LoadShedder::watching("database", &Prioritizer::new(), load));
+    Layers { shedder, ..Layers::new(budgeted(), Some(bulkhead)) }
 }
 
 /// Runs until `seconds` after the flush.
@@ -150,20 +169,27 @@ impl Client {
 
     /// Asks the database, and puts its answer into the cache if it comes in time.
     async fn load(&self, key: u32) -> bool {
-        let Layers { pipeline, flights } = &self.layers;
+        let Layers { shedder, pipeline, flights } = &self.layers;
+        let shedder = shedder.as_ref();
+        let Ok(guard) = shedder.map(|shedder| shedder.admit(Rank::current())).transpose() else {
+            return false;
+        };
         let query = |_| async {
             self.database.work().await;
             Ok(())
         };
         let run = || pipeline.run(Call::read(), &AnyError, query);
-        let served = match flights {
-            Some(flights) => flights.run(key, run).await.is_ok(),
-            None => run().await.is_ok(),
+        let full = |error: &CallError<Infallible>| matches!(error, CallError::BulkheadFull(_));
+        let answer = match flights {
+            Some(flights) => flights.run(key, run).await.map_err(|error| full(&error)),
+            None => run().await.map_err(|error| full(&error)),
         };
-        if served {
+        if answer.is_ok() {
             self.cache.borrow_mut().put(key);
+        } else if let (Some(guard), Err(true)) = (guard, answer) {
+            guard.refused_behind();
         }
-        served
+        answer.is_ok()
     }
 
     fn second(&self) -> usize {

@@ -11,7 +11,9 @@ use std::ops::Range;
 use std::rc::Rc;
 use std::time::Duration;
 
-use resilience_core::{AnyError, Bulkhead, Call, Pipeline};
+use resilience_core::{
+    AnyError, Bulkhead, Call, CallError, Load, LoadShedder, Pipeline, Prioritizer, Priority,
+};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
@@ -29,8 +31,10 @@ pub const SIMULATION: Simulation = Simulation {
 
 const SECOND: Duration = Duration::from_secs(1);
 const WORKERS: usize = 10;
-/// 200 a second by all workers.
 const WORK: Duration = Duration::from_millis(50);
+const CAPACITY: f64 = 200.0;
+/// The longest wait for a place in the bulkhead.
+const WAIT: Duration = Duration::from_millis(500);
 const HIGH: f64 = 100.0;
 const LOW: f64 = 60.0;
 const SURGE: f64 = 12.0 * LOW;
@@ -40,13 +44,14 @@ const SURGING: Range<u32> = 20..80;
 /// Every case.
 #[must_use]
 pub fn run(seed: u64) -> Vec<Row> {
-    let cases: [(&str, Make, [Target; 2]); 2] = [
-        (
-            "nothing",
-            || Pipeline::builder("service").deadline(SECOND).build().expect("valid"),
-            [Target::None; 2],
-        ),
+    let cases: [(&str, Make, [Target; 2]); 3] = [
+        ("nothing", nothing, [Target::None; 2]),
         ("fixed bulkhead", bulkhead, [Target::None; 2]),
+        (
+            "bulkhead, shedding by priority",
+            shedding,
+            [Target::AtLeast(0.994), Target::AtLeast(0.95 * CAPACITY)],
+        ),
     ];
     let rows = cases.map(|(case, layers, [high, throughput])| {
         let seen = simulate(seed, surge(layers()));
@@ -62,29 +67,58 @@ pub fn run(seed: u64) -> Vec<Row> {
     rows.concat()
 }
 
-type Make = fn() -> Pipeline;
+/// What stands before the service.
+struct Layers {
+    shedder: Option<LoadShedder>,
+    pipeline: Pipeline,
+}
 
-fn bulkhead() -> Pipeline {
-    let bulkhead = Bulkhead::new("service", WORKERS, SECOND / 2).expect("the settings are valid");
-    let pipeline = Pipeline::builder("service").deadline(SECOND).bulkhead(bulkhead);
-    pipeline.build().expect("the settings are valid")
+type Make = fn() -> Layers;
+
+fn nothing() -> Layers {
+    let pipeline = Pipeline::builder("service").deadline(SECOND).build();
+    Layers { shedder: None, pipeline: pipeline.expect("the settings are valid") }
+}
+
+fn bulkhead() -> Layers {
+    behind(Bulkhead::new("service", WORKERS, WAIT).expect("the settings are valid"))
+}
+
+fn behind(bulkhead: Bulkhead) -> Layers {
+    let pipeline = Pipeline::builder("service").deadline(SECOND).bulkhead(bulkhead).build();
+    Layers { shedder: None, pipeline: pipeline.expect("the settings are valid") }
+}
+
+fn shedding() -> Layers {
+    let bulkhead = Bulkhead::new("service", WORKERS, WAIT).expect("the settings are valid");
+    let watched = bulkhead.clone();
+    let load = move || Load::from(&watched);
+    let shedder = LoadShedder::watching("service", &Prioritizer::new(), load);
+    Layers { shedder: Some(shedder), ..behind(bulkhead) }
 }
 
 /// Runs until a while after the surge. Only what began in it is counted.
-async fn surge(pipeline: Pipeline) -> Seen {
+async fn surge(layers: Layers) -> Seen {
     let start = Instant::now();
     let at = |second: u32| start + SECOND * second;
     let world = Rc::new(World {
-        pipeline,
+        layers,
         service: Station::new(WORKERS, WORK),
         surge: at(SURGING.start)..at(SURGING.end),
         seen: RefCell::default(),
     });
-    let end = at(SURGING.end + 5);
-    let mut kinds = JoinSet::new();
-    kinds.spawn_local(Rc::clone(&world).requests(Kind::High, end));
-    kinds.spawn_local(Rc::clone(&world).requests(Kind::Low, end));
-    kinds.join_all().await;
+    let mut requests = JoinSet::new();
+    let mut arrivals = Arrivals::begin();
+    while Instant::now() < at(SURGING.end + 5) {
+        let low = if world.surge.contains(&Instant::now()) { SURGE } else { LOW };
+        arrivals.next(HIGH + low).await;
+        // Two processes would arrive in one order wherever they meet in a millisecond.
+        let high = fastrand::f64() * (HIGH + low) < HIGH;
+        let kind = if high { Kind::High } else { Kind::Low };
+        requests.spawn_local(Rc::clone(&world).request(kind));
+        while requests.try_join_next().is_some() {}
+    }
+    requests.join_all().await;
     world.seen.take()
 }
 
@@ -95,37 +129,16 @@ enum Kind {
 }
 
 struct World {
-    pipeline: Pipeline,
+    layers: Layers,
     service: Station,
     surge: Range<Instant>,
     seen: RefCell<Seen>,
 }
 
 impl World {
-    async fn requests(self: Rc<Self>, kind: Kind, end: Instant) {
-        let mut requests = JoinSet::new();
-        let mut arrivals = Arrivals::begin();
-        while Instant::now() < end {
-            let surging = self.surge.contains(&Instant::now());
-            let rate = match kind {
-                Kind::High => HIGH,
-                Kind::Low if surging => SURGE,
-                Kind::Low => LOW,
-            };
-            arrivals.next(rate).await;
-            requests.spawn_local(Rc::clone(&self).request(kind));
-            while requests.try_join_next().is_some() {}
-        }
-        requests.join_all().await;
-    }
-
     async fn request(self: Rc<Self>, kind: Kind) {
         let begun = Instant::now();
-        let work = |_| async {
-            self.service.work().await;
-            Ok::<_, Infallible>(())
-        };
-        let answer = self.pipeline.run(Call::read(), &AnyError, work).await;
+        let served = self.serve(kind).await;
         if self.surge.contains(&begun) {
             let mut seen = self.seen.borrow_mut();
             let of_kind = match kind {
@@ -133,8 +146,29 @@ impl World {
                 Kind::Low => &mut seen.low,
             };
             of_kind.requests += 1;
-            of_kind.served += u32::from(answer.is_ok());
+            of_kind.served += u32::from(served);
         }
+    }
+
+    async fn serve(&self, kind: Kind) -> bool {
+        let Layers { shedder, pipeline } = &self.layers;
+        let priority = match kind {
+            Kind::High => Priority::High,
+            Kind::Low => Priority::Low,
+        };
+        let guard = match shedder.as_ref().map(|shedder| shedder.admit(priority)).transpose() {
+            Ok(guard) => guard,
+            Err(_) => return false,
+        };
+        let work = |_| async {
+            self.service.work().await;
+            Ok::<_, Infallible>(())
+        };
+        let answer = pipeline.run(Call::read(), &AnyError, work).await;
+        if let (Some(guard), Err(CallError::BulkheadFull(_))) = (guard, &answer) {
+            guard.refused_behind();
+        }
+        answer.is_ok()
     }
 }
 
