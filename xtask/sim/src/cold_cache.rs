@@ -328,4 +328,11 @@ mod tests {
         cache.put(KEYS);
         assert!(cache.get(0) && !cache.get(1) && cache.get(2) && cache.get(KEYS));
     }
+
+    #[test]
+    fn what_bounds_the_queue_brings_the_cache_back() {
+        let recovery = |layers| simulate(1, flushed(layers, 30)).recovery();
+        assert!(recovery(shed().coalesced()) < 20.0);
+        assert!(recovery(naively()) >= 30.0);
+    }
 }

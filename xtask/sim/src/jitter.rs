@@ -21,7 +21,7 @@ use crate::{Row, Simulation, Target};
 pub const SIMULATION: Simulation = Simulation {
     name: "jitter",
     about: "100 clients contend for one row (AWS 2015): messages of N(10, 2) ms, waits from 5 ms up to 2 s, mean of 400 runs. \
-            600 runs of the published script give 2,029, 4,904 and 4,620 ms.",
+            600 runs by the published script's rules gave 2,029, 4,904 and 4,620 ms.",
     run: |seed| run(seed, 400),
 };
 

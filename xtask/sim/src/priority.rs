@@ -206,4 +206,11 @@ mod tests {
         let times = f64::from(low.requests) / f64::from(high.requests) * HIGH / LOW;
         assert!((times - 12.0).abs() < 0.5, "{times}");
     }
+
+    #[test]
+    fn important_work_does_not_notice_the_surge() {
+        let share = |layers| simulate(2, surge(layers)).high.share();
+        assert!(share(shedding()) >= 0.994);
+        assert!(share(bulkhead()) < 0.5);
+    }
 }

@@ -52,6 +52,19 @@ impl Row {
     }
 }
 
+/// The figure to stand beside ours, if there is one, and what ours has to be.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Judge(pub(crate) Option<f64>, pub(crate) Target);
+
+impl Judge {
+    /// For what is shown for comparison.
+    pub(crate) const NONE: Self = Self(None, Target::None);
+
+    pub(crate) fn of(self, row: Row) -> Row {
+        Row { published: self.0, ..row }.target(self.1)
+    }
+}
+
 /// What a figure has to be.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Target {
@@ -126,7 +139,8 @@ pub fn table(simulation: &Simulation, rows: &[Row]) -> String {
         lines.iter().map(|line| line[column].chars().count()).max().unwrap_or_default()
     };
     let widths: Vec<_> = (0..HEADER.len()).map(width).collect();
-    let mut text = format!("{}: {}\n\n", simulation.name, simulation.about);
+    let about = wrapped(&format!("{}: {}", simulation.name, simulation.about));
+    let mut text = format!("{about}\n\n");
     for line in &lines {
         let cells = line.iter().zip(&widths).enumerate().map(|(column, (cell, &width))| {
             // Figures end where they can be compared.
@@ -140,6 +154,23 @@ pub fn table(simulation: &Simulation, rows: &[Row]) -> String {
         writeln!(text, "  {}", cells.join("  ").trim_end()).expect("a string takes any text");
     }
     text
+}
+
+/// Broken into lines of 100 characters at the most.
+fn wrapped(text: &str) -> String {
+    let mut lines = vec![String::new()];
+    for word in text.split_whitespace() {
+        let line = lines.last_mut().expect("there is one from the start");
+        if line.is_empty() {
+            line.push_str(word);
+        } else if line.chars().count() + 1 + word.chars().count() > 100 {
+            lines.push(word.to_owned());
+        } else {
+            line.push(' ');
+            line.push_str(word);
+        }
+    }
+    lines.join("\n")
 }
 
 /// Four digits that count; thousands in full.
@@ -172,6 +203,22 @@ mod tests {
     #[test]
     fn nothing_is_near_a_figure_that_nobody_published() {
         assert!(!Row::new("retry", "none", "load", 1.0).target(Target::Within(0.5)).ok);
+    }
+
+    #[test]
+    fn a_missed_target_is_seen_in_the_table() {
+        let about = "the quick brown fox jumps over the lazy dog ".repeat(4);
+        let about = Box::leak(about.into_boxed_str());
+        let simulation = Simulation { name: "retry", about, run: |_| Vec::new() };
+        let missed = Row::new("retry", "none", "load", 1234.5).target(Target::AtMost(1.0));
+        let text = table(&simulation, &[missed, Row::new("retry", "none", "success", 0.5)]);
+        assert!(text.lines().all(|line| line.chars().count() <= 100), "{text}");
+        let rows: Vec<_> = text.lines().rev().take(2).collect();
+        assert_eq!(
+            rows[1].split_whitespace().collect::<Vec<_>>().join(" "),
+            "none load 1234 <= 1.000 MISSED"
+        );
+        assert_eq!(rows[0].trim(), "success  0.500");
     }
 
     #[test]

@@ -4,7 +4,7 @@
 //! mbrooker/simulator_example, `retry_sim`): independent clients that together begin 1,000 calls a second for 10 s, each
 //! message under way for 10 ms on average, and a service that fails a share of the attempts whatever its load. The figures
 //! are the share of calls that succeed, and the attempts that the service sees for each call. The post draws them; those
-//! beside ours are a run of its script, or the closed forms 1 − xⁿ and 1 + x + x² + x³.
+//! beside ours are a run by its rules, or the closed forms 1 − xⁿ and 1 + x + x² + x³.
 
 use std::cell::Cell;
 use std::rc::Rc;
@@ -14,6 +14,7 @@ use resilience_core::{AnyError, Call, CircuitBreaker, Pipeline, RetryBudget, Ret
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 
+use crate::report::Judge;
 use crate::world::{Arrivals, exponential, simulate};
 use crate::{Row, Simulation, Target};
 
@@ -49,8 +50,8 @@ pub fn run(seed: u64, seconds: u32) -> Vec<Row> {
                 let outcome = outcome(clients, failing, layers);
                 let case = format!("{percent} % fail: {strategy}");
                 let [success, load] = judge(&outcome);
-                rows.push(success.of(&case, SUCCESS, outcome.success()));
-                rows.push(load.of(&case, LOAD, outcome.load()));
+                rows.push(success.of(row(&case, SUCCESS, outcome.success())));
+                rows.push(load.of(row(&case, LOAD, outcome.load())));
             };
 
         two("no retries", &|| without(RetryPolicy::never()), &|_| {
@@ -65,7 +66,7 @@ pub fn run(seed: u64, seconds: u32) -> Vec<Row> {
         });
         let process = bucket();
         two("a bucket for all", &|| without(retries(Some(process.clone()))), &|outcome| {
-            [Judge(None, Target::None), Judge(None, outcome.bound(1))]
+            [Judge::NONE, Judge(None, outcome.bound(1))]
         });
         for (strategy, breaker) in BREAKERS {
             two(strategy, &|| broken(breaker()), &|_| {
@@ -78,16 +79,16 @@ pub fn run(seed: u64, seconds: u32) -> Vec<Row> {
     for (clients, published) in [(10, 1.1), (1000, 1.54)] {
         let each = outcome(clients, 1.0, &|| without(retries(Some(bucket()))));
         let case = format!("{clients} clients, all fail: a bucket each");
-        rows.push(Judge(Some(published), Target::Within(0.05)).of(&case, LOAD, each.load()));
+        rows.push(Judge(Some(published), Target::Within(0.05)).of(row(&case, LOAD, each.load())));
         let process = bucket();
         let all = outcome(clients, 1.0, &|| without(retries(Some(process.clone()))));
         let case = format!("{clients} clients, all fail: a bucket for all");
-        rows.push(Judge(None, all.bound(1)).of(&case, LOAD, all.load()));
+        rows.push(Judge(None, all.bound(1)).of(row(&case, LOAD, all.load())));
     }
     rows
 }
 
-/// What a run of the published script with 100 clients gives: calls that succeed, attempts a call.
+/// What a run by the published script's rules with 100 clients gave: calls that succeed, attempts a call.
 #[derive(Clone, Copy)]
 struct Script {
     bucket: [f64; 2],
@@ -104,15 +105,8 @@ const SCRIPT: [Script; 4] = [
 const SUCCESS: &str = "calls that succeed";
 const LOAD: &str = "attempts a call";
 
-/// The published figure, and what ours has to be.
-struct Judge(Option<f64>, Target);
-
-impl Judge {
-    fn of(&self, case: &str, metric: &'static str, value: f64) -> Row {
-        let row = Row::new("retry", case, metric, value);
-        let row = Row { published: self.0, ..row };
-        row.target(self.1)
-    }
+fn row(case: &str, metric: &'static str, value: f64) -> Row {
+    Row::new("retry", case, metric, value)
 }
 
 fn near(published: f64, most: f64) -> Judge {

@@ -21,9 +21,9 @@ use crate::{Row, Simulation, Target};
 /// The simulation in full.
 pub const SIMULATION: Simulation = Simulation {
     name: "stampede",
-    about: "1,000 processes, a breaker each (open for 20 s), make 2,000 calls a second to a service that bears 3,000; down for 20 s, \
-            it comes back bearing 1,500, and 3,000 after 30 s. Attempts of 1 s. At a fixed time all probe and return at once, and open again. Jitter spreads \
-            the probes; a share of calls that rises over 30 s spreads what comes after them.",
+    about: "1,000 processes, a breaker each (open for 20 s), make 2,000 calls a second to a service that bears 3,000; down for \
+            20 s, it comes back bearing 1,500, and 3,000 after 30 s. Attempts of 1 s. At a fixed time all probe and return at \
+            once, and open again. Jitter spreads the probes; a share of calls that rises over 30 s spreads what comes after.",
     run: |seed| run(seed, 1000),
 };
 
@@ -36,8 +36,7 @@ const HALF: Range<usize> = 30..60;
 const END: usize = 100;
 /// Time of each piece of work, with one worker for every 33 clients: 3 calls a second for each client.
 const WORK: Duration = Duration::from_millis(10);
-
-/// As long as the service needs to bear all of it.
+/// Over which traffic rises once a circuit has closed: as long as the service bears half.
 const RECOVERY: Duration = Duration::from_secs(30);
 
 /// Every case, for that many clients.
@@ -203,5 +202,13 @@ mod tests {
         let seen = simulate(1, outage(100, |breaker| breaker));
         assert!(seen.goodput(0..DOWN.start) > 0.999);
         assert!(seen.peak(20..DOWN.end) < 10.0, "{:?}", &seen.seconds[DOWN]);
+    }
+
+    #[test]
+    fn nobody_stampedes_who_returns_by_and_by() {
+        let missed: Vec<_> = run(1, 100).into_iter().filter(|row| !row.ok).collect();
+        assert!(missed.is_empty(), "{missed:?}");
+        let fixed = simulate(1, outage(100, |breaker| breaker)).peak(HALF.start..HALF.start + 10);
+        assert!(fixed > 150.0, "{fixed} is no stampede");
     }
 }
