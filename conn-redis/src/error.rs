@@ -206,7 +206,7 @@ mod tests {
             error: error.into(),
             verdict: Verdict::service(Replay::Safe).after(Duration::from_secs(7)),
             attempts: 1,
-            elapsed: Duration::ZERO,
+            elapsed: None,
         })
     }
 

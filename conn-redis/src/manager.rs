@@ -423,7 +423,7 @@ mod tests {
         let watched: &dyn HealthCheck = &redis;
         assert_eq!(&**watched.breaker().unwrap().name(), "cache");
         assert_eq!(watched.pool_status().unwrap().max, 7);
-        let settings = *redis.breaker().settings();
+        let settings = redis.breaker().settings();
         let Tuning { acquire_timeout, socket_timeout, .. } = Tuning::default();
         assert_eq!(settings.probe_lease, acquire_timeout + socket_timeout);
         assert!(!format!("{redis:?}").contains("hunter2"));

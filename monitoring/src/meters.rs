@@ -144,10 +144,11 @@ fn pool_gauges(pool: &Arc<str>) -> [Gauge; 6] {
 }
 
 struct CircuitMeters {
-    states: [Gauge; 3],
+    states: [Gauge; CircuitState::ALL.len()],
     calls: [Counter; 4],
     not_permitted: Counter,
     failure_ratio: Absent,
+    slow_call_ratio: Absent,
 }
 
 impl CircuitMeters {
@@ -161,6 +162,7 @@ impl CircuitMeters {
             }),
             not_permitted: counter!(names::CIRCUIT_NOT_PERMITTED, label::NAME => Arc::clone(name)),
             failure_ratio: Absent::new(names::CIRCUIT_FAILURE_RATIO, label::NAME, name),
+            slow_call_ratio: Absent::new(names::CIRCUIT_SLOW_CALL_RATIO, label::NAME, name),
         }
     }
 
@@ -173,6 +175,7 @@ impl CircuitMeters {
         }
         self.not_permitted.absolute(totals.not_permitted);
         self.failure_ratio.set(totals.failure_ratio);
+        self.slow_call_ratio.set(totals.slow_call_ratio);
     }
 }
 
@@ -180,10 +183,11 @@ impl CircuitMeters {
 #[derive(Default)]
 struct CircuitTotals {
     breakers: u32,
-    states: [u32; 3],
+    states: [u32; CircuitState::ALL.len()],
     calls: OutcomeCounts,
     not_permitted: u64,
     failure_ratio: Option<f64>,
+    slow_call_ratio: Option<f64>,
 }
 
 impl CircuitTotals {
@@ -199,6 +203,7 @@ impl CircuitTotals {
         self.not_permitted += circuit.not_permitted;
         // A ratio of several has no meaning.
         self.failure_ratio = report.failure_ratio.filter(|_| self.breakers == 0);
+        self.slow_call_ratio = report.slow_call_ratio.filter(|_| self.breakers == 0);
         self.breakers += 1;
     }
 }

@@ -250,10 +250,11 @@ pub struct CircuitReport {
     /// The breaker at this moment.
     #[serde(flatten)]
     pub circuit: CircuitSnapshot,
-    /// The share of attempts that failed within the last minute, 0 to 1; `None` below 20 attempts.
+    /// The share of attempts that failed, 0 to 1: in the breaker's window; where it has none, within
+    /// the last minute and `None` below 20 attempts.
     #[serde(serialize_with = "json::ratio")]
     pub failure_ratio: Option<f64>,
-    /// The share of slow attempts, 0 to 1; `None` where the breaker does not judge slowness.
+    /// The share of slow attempts in the breaker's window, 0 to 1; `None` where the breaker does not judge slowness.
     #[serde(serialize_with = "json::ratio")]
     pub slow_call_ratio: Option<f64>,
 }

@@ -117,7 +117,9 @@ families! {
     CIRCUIT_TRANSITIONS = "resilience_circuit_breaker_transitions_total", Counter, Count,
         "Changes of state of a circuit breaker.";
     CIRCUIT_FAILURE_RATIO = "resilience_circuit_breaker_failure_ratio", Gauge, Percent,
-        "Share of attempts that failed within the last minute, 0 to 1; absent below 20 attempts.";
+        "Share of attempts that failed, 0 to 1: in the breaker's window, or within the last minute where it has none; absent below the minimum of attempts.";
+    CIRCUIT_SLOW_CALL_RATIO = "resilience_circuit_breaker_slow_call_ratio", Gauge, Percent,
+        "Share of slow attempts in the breaker's window, 0 to 1; absent where slowness is not judged, and below the minimum of attempts.";
     RETRY_CALLS = "resilience_retry_calls_total", Counter, Count,
         "Calls by whether they succeeded and whether it took a retry.";
     RETRY_ATTEMPTS = "resilience_retry_attempts_total", Counter, Count,

@@ -188,9 +188,12 @@ impl AlertRule for CircuitOpened {
             let circuit = &report.circuit;
             self.seen.insert(Arc::clone(breaker), (circuit.state, circuit.generation));
             let missed = before.get(breaker).is_some_and(|(state, generation)| {
-                *state == CircuitState::Closed && *generation != circuit.generation
+                // From closed to closed it must have been open in between, but for a switch thrown by hand.
+                *state == CircuitState::Closed
+                    && circuit.state == CircuitState::Closed
+                    && *generation != circuit.generation
             });
-            let open = circuit.state != CircuitState::Closed || missed;
+            let open = circuit.state.refuses() || missed;
             let subject = services.get(breaker).copied().unwrap_or(breaker);
             open.then(|| {
                 let summary = format!("circuit breaker {breaker} opened");

@@ -131,7 +131,9 @@ impl Shared {
         let mut ratios = lock(&self.ratios);
         let mut judge = |report: &mut CircuitReport| {
             ratios.sample(&report.circuit, now);
-            report.failure_ratio = ratios.of(&report.circuit);
+            report.failure_ratio =
+                report.circuit.failure_ratio.or_else(|| ratios.of(&report.circuit));
+            report.slow_call_ratio = report.circuit.slow_call_ratio;
             (Arc::clone(&report.circuit.name), report.clone())
         };
         let of_services: BTreeMap<_, _> = services

@@ -147,7 +147,14 @@ impl ServiceState {
         look.or_else(trouble).or_else(|| match self.circuit {
             Some(CircuitState::Open) => Some("circuit is open".into()),
             Some(CircuitState::HalfOpen) => Some("circuit is half-open".into()),
-            Some(CircuitState::Closed) | None => None,
+            Some(CircuitState::ForcedOpen) => Some("circuit is forced open".into()),
+            Some(
+                CircuitState::Closed
+                | CircuitState::ForcedClosed
+                | CircuitState::Disabled
+                | CircuitState::MetricsOnly,
+            )
+            | None => None,
         })
     }
 
@@ -178,9 +185,7 @@ impl ServiceState {
             HealthStatus::Unknown
         } else if self.down.on {
             HealthStatus::Unhealthy
-        } else if self.impaired.on
-            || self.circuit.is_some_and(|circuit| circuit != CircuitState::Closed)
-        {
+        } else if self.impaired.on || self.circuit.is_some_and(CircuitState::refuses) {
             HealthStatus::Degraded
         } else {
             HealthStatus::Healthy

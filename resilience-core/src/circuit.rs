@@ -1,7 +1,7 @@
-//! The state machine of a breaker: pure but for its one packed word, told the time by its caller.
+//! The state machine of a breaker: pure but for its atomics, told the time by its caller.
 //!
 //! ```text
-//!              `fail_max` failures in a row
+//!              too many failures
 //!    ┌────────┐ ───────────────────────────────▶ ┌──────┐ ◀──────────────┐
 //!    │ Closed │                                  │ Open │                │ a probe failed,
 //!    └────────┘ ◀──────────────┐                 └──────┘                │ or its lease expired
@@ -10,55 +10,43 @@
 //!                              │                ┌──────────┐             │
 //!                              └─────────────── │ HalfOpen │ ────────────┘
 //!                                               └──────────┘
+//!    by hand, from any state to any: ForcedOpen, ForcedClosed, Disabled, MetricsOnly, Closed
 //! ```
 //!
-//! | state    | Success                         | Failure                   | Excluded, Cancelled |
-//! |----------|---------------------------------|---------------------------|---------------------|
-//! | Closed   | failures := 0                   | failures + 1, maybe Open  | –                   |
-//! | HalfOpen | successes + 1, maybe Closed     | Open                      | frees its slot      |
-//! | Open     | – (no permit has its generation)| –                         | –                   |
+//! | state        | Success                         | Failure                   | Excluded, Cancelled |
+//! |--------------|---------------------------------|---------------------------|---------------------|
+//! | Closed       | counted, failures in a row := 0 | counted, maybe Open       | –                   |
+//! | HalfOpen     | successes + 1, maybe Closed     | Open                      | frees its slot      |
+//! | MetricsOnly  | as Closed                       | as Closed, but never Open | –                   |
+//! | ForcedClosed | –                               | –                         | –                   |
+//! | Disabled     | –                               | –                         | –                   |
+//! | Open, ForcedOpen | – (no permit has its generation) | –                    | –                   |
 //!
-//! The word holds state, generation and consecutive failures. While Closed it is all there is: a
-//! call costs one load, and a store only after a failure. Every transition takes the lock, and
-//! raises the generation, so that an answer counts only in the state that admitted it.
+//! Of the two ways to open a closed circuit, failures in a row are counted in the [`Word`] itself,
+//! and rates in a [`Window`]. A healthy circuit costs a call two loads of the word, and a
+//! compare-and-swap where there is a window. Every transition takes the lock and raises the
+//! generation, so that an answer counts only in the state that admitted it.
 
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+mod recovery;
+mod rules;
+mod window;
+mod word;
+
 use std::time::Duration;
 
-use serde::Serialize;
 use tokio::time::Instant;
 
 use crate::breaker::CircuitSettings;
 use crate::deadline::later;
 use crate::permit::Outcome;
+use crate::sync::{AtomicU64, Mutex, MutexGuard, Ordering, PoisonError, update};
 
-/// The state of a circuit.
-#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum CircuitState {
-    /// Calls pass.
-    Closed,
-    /// Calls are refused until the reset timeout is over.
-    Open,
-    /// A few calls pass as probes; their outcome decides.
-    HalfOpen,
-}
-
-impl CircuitState {
-    /// Every state.
-    pub const ALL: [Self; 3] = [Self::Closed, Self::Open, Self::HalfOpen];
-
-    /// The word for it, in snake case.
-    #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Closed => "closed",
-            Self::Open => "open",
-            Self::HalfOpen => "half_open",
-        }
-    }
-}
+use recovery::Recovery;
+use rules::share;
+pub use window::SlidingWindow;
+use window::{Ended, Marks, Tally, Window, nanos};
+pub use word::CircuitState;
+pub(crate) use word::{Flags, MOST_FAILURES, Word};
 
 /// A change of state, to be told to observers once the lock is released.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -68,11 +56,46 @@ pub(crate) struct Transition {
     pub(crate) generation: u32,
 }
 
-/// What an admitted call must show when it settles.
+/// What an admitted call must show when it settles. Two whole registers: a healthy call keeps it in them.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) struct Pass {
-    pub(crate) generation: u32,
-    probe: Option<u64>,
+    /// The [`Kind`] above the generation.
+    head: u64,
+    /// Of a probe its number; of a timed call the nanoseconds from the circuit's origin to its start.
+    mark: u64,
+}
+
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Kind {
+    Plain = 0,
+    Timed = 1,
+    Probe = 2,
+    Uncounted = 3,
+}
+
+impl Pass {
+    #[inline]
+    fn new(generation: u32, kind: Kind, mark: u64) -> Self {
+        Self { head: u64::from(generation) | (kind as u64) << 32, mark }
+    }
+
+    /// The number of the state that admitted it.
+    #[inline]
+    #[expect(clippy::cast_possible_truncation, reason = "the lower half is the generation")]
+    pub(crate) fn generation(self) -> u32 {
+        self.head as u32
+    }
+
+    /// Whether its outcome is counted at all.
+    #[inline]
+    pub(crate) fn counts(self) -> bool {
+        !self.is(Kind::Uncounted)
+    }
+
+    #[inline]
+    fn is(self, kind: Kind) -> bool {
+        self.head >> 32 == kind as u64
+    }
 }
 
 /// What `admit` decided, and the transitions that led to it: an open circuit may become half-open,
@@ -82,78 +105,133 @@ pub(crate) struct Admission {
     pub(crate) transitions: Vec<Transition>,
 }
 
+/// A circuit as it is at one moment.
+pub(crate) struct Glance {
+    pub(crate) word: Word,
+    pub(crate) since: Instant,
+    pub(crate) retry_after: Option<Duration>,
+    pub(crate) failure_ratio: Option<f64>,
+    pub(crate) slow_call_ratio: Option<f64>,
+    pub(crate) recovering: Option<f64>,
+    pub(crate) armed: bool,
+}
+
 #[derive(Debug)]
 pub(crate) struct Circuit {
     word: AtomicU64,
+    /// Nanoseconds from `origin` until which an open circuit refuses; written before the word says Open.
+    open_until: AtomicU64,
+    /// Nanoseconds from which a call is slow.
+    slow_from: AtomicU64,
+    origin: Instant,
+    window: Window,
     slow: Mutex<Slow>,
 }
 
 /// A probe may end at any moment: who is refused because of one need not stay away for its whole lease.
 const PROBE_ENDS_SOON: Duration = Duration::from_secs(1);
 
-/// What only Open and HalfOpen need, and when the current state began.
+/// What a healthy call does not need.
 #[derive(Debug)]
 struct Slow {
+    settings: CircuitSettings,
     since: Instant,
     open_until: Instant,
+    /// Times in a row that it opened without having recovered in between.
+    reopened: u32,
     probes: Vec<Probe>,
     probes_issued: u64,
     successes: u32,
+    recovery: Option<Recovery>,
+    armed_until: Option<Instant>,
+    marks: Marks,
 }
 
 #[derive(Debug)]
 struct Probe {
     id: u64,
+    issued: Instant,
     expires: Instant,
 }
 
 impl Circuit {
-    pub(crate) fn new(now: Instant) -> Self {
-        let slow = Slow {
-            since: now,
-            open_until: now,
-            probes: Vec::new(),
-            probes_issued: 0,
-            successes: 0,
+    pub(crate) fn new(settings: CircuitSettings, now: Instant) -> Self {
+        let (window, marks) = Window::new();
+        let circuit = Self {
+            word: AtomicU64::new(Word::new(CircuitState::Closed, settings.flags(), 0).0),
+            open_until: AtomicU64::new(0),
+            slow_from: AtomicU64::new(settings.slow_from()),
+            origin: now,
+            window,
+            slow: Mutex::new(Slow {
+                settings,
+                since: now,
+                open_until: now,
+                reopened: 0,
+                probes: Vec::new(),
+                probes_issued: 0,
+                successes: 0,
+                recovery: None,
+                armed_until: None,
+                marks,
+            }),
         };
-        Self {
-            word: AtomicU64::new(Word::new(CircuitState::Closed, 0, 0).0),
-            slow: Mutex::new(slow),
-        }
+        circuit.window.reset(&mut circuit.lock().marks, settings.window, 0, 0);
+        circuit
     }
 
+    #[inline]
     pub(crate) fn load(&self) -> Word {
         Word(self.word.load(Ordering::Acquire))
     }
 
-    /// The pass of a closed circuit: the whole fast path.
-    pub(crate) fn admit_closed(&self) -> Option<Pass> {
-        let word = self.load();
-        (word.state() == CircuitState::Closed)
-            .then(|| Pass { generation: word.generation(), probe: None })
+    pub(crate) fn settings(&self) -> CircuitSettings {
+        self.lock().settings
     }
 
-    pub(crate) fn admit(&self, settings: &CircuitSettings, now: Instant) -> Admission {
+    /// The pass of a closed circuit that needs no clock: the whole fast path.
+    #[inline]
+    pub(crate) fn admit_fast(&self) -> Option<Pass> {
+        let word = self.load();
+        let generation = word.generation();
+        word.is_plain().then_some(Pass::new(generation, Kind::Plain, 0))
+    }
+
+    /// How long an open circuit refuses yet at `now`, read without the lock.
+    #[inline]
+    pub(crate) fn refuse_fast(&self, now: Instant) -> Option<Duration> {
+        let word = self.load();
+        let wait = self.open_until.load(Ordering::Acquire).checked_sub(self.nanos(now))?;
+        (word.state() == CircuitState::Open && wait > 0).then(|| Duration::from_nanos(wait))
+    }
+
+    pub(crate) fn admit(&self, now: Instant) -> Admission {
+        let word = self.load();
+        if word.passes() {
+            return Admission { decision: Ok(self.pass(word, now)), transitions: Vec::new() };
+        }
         let mut slow = self.lock();
         let mut transitions = Vec::new();
         let decision = loop {
             let word = self.load();
             match word.state() {
                 CircuitState::Closed => {
-                    break Ok(Pass { generation: word.generation(), probe: None });
+                    break self.admit_recovering(&mut slow, now).map(|()| self.pass(word, now));
                 }
+                CircuitState::ForcedClosed | CircuitState::Disabled | CircuitState::MetricsOnly => {
+                    break Ok(self.pass(word, now));
+                }
+                CircuitState::ForcedOpen => break Err(slow.settings.reset_timeout),
                 CircuitState::Open if now < slow.open_until => break Err(slow.open_until - now),
                 CircuitState::Open => {
-                    transitions.push(self.enter(&mut slow, CircuitState::HalfOpen, now, settings));
+                    transitions.push(self.enter(&mut slow, CircuitState::HalfOpen, now));
                 }
                 CircuitState::HalfOpen => {
                     if let Some(lost) = slow.first_expiry().filter(|expires| *expires <= now) {
-                        transitions.push(self.enter(&mut slow, CircuitState::Open, lost, settings));
-                    } else if slow.probes.len() < settings.half_open_max_calls as usize {
-                        let id = slow.probes_issued;
-                        slow.probes_issued += 1;
-                        slow.probes.push(Probe { id, expires: later(now, settings.probe_lease) });
-                        break Ok(Pass { generation: word.generation(), probe: Some(id) });
+                        transitions.push(self.enter(&mut slow, CircuitState::Open, lost));
+                    } else if slow.probes.len() < slow.settings.half_open_max_calls as usize {
+                        let mark = slow.issue_probe(now);
+                        break Ok(Pass::new(word.generation(), Kind::Probe, mark));
                     } else {
                         let expiry = slow.first_expiry().expect("half_open_max_calls is 1 or more");
                         break Err((expiry - now).min(PROBE_ENDS_SOON));
@@ -164,131 +242,285 @@ impl Circuit {
         Admission { decision, transitions }
     }
 
+    #[inline]
     pub(crate) fn settle(
         &self,
-        settings: &CircuitSettings,
         pass: Pass,
         outcome: Outcome,
-        now: impl FnOnce() -> Instant,
+        now: impl Fn() -> Instant,
     ) -> Option<Transition> {
         let word = self.load();
-        if word.generation() != pass.generation {
-            return None; // Admitted under a state that is gone: a late answer decides nothing.
-        }
-        match (word.state(), outcome) {
-            (CircuitState::Closed, Outcome::Success) => {
-                self.forgive(pass.generation);
-                None
+        if outcome == Outcome::Success {
+            if word.is_untroubled(pass.generation()) {
+                return None;
             }
-            (CircuitState::Closed, Outcome::Failure) => self.blame(settings, pass.generation, now),
-            (CircuitState::HalfOpen, _) => self.settle_probe(settings, pass, outcome, now()),
-            (CircuitState::Closed, Outcome::Excluded | Outcome::Cancelled)
-            | (CircuitState::Open, _) => None,
+            if word.only_counts(pass.generation())
+                && self.window.count_success(pass.generation(), || self.nanos(now()))
+            {
+                return None;
+            }
         }
+        self.settle_in(word, pass, outcome, now)
     }
 
-    /// When the current state began, when an open one ends, and how long until another try is worth making.
-    pub(crate) fn times(
-        &self,
-        settings: &CircuitSettings,
-        now: Instant,
-    ) -> (Word, Instant, Option<Duration>) {
-        let slow = self.lock();
+    /// Leaves the automatic states for `to`, or comes back to Closed with all counts at zero.
+    pub(crate) fn force(&self, to: CircuitState, now: Instant) -> Option<Transition> {
+        let mut slow = self.lock();
+        slow.reopened = 0;
+        let stays = self.load().state() == to;
+        let transition = self.enter(&mut slow, to, now);
+        slow.recovery = None;
+        self.set_recovering(false);
+        (!stays).then_some(transition)
+    }
+
+    /// Until `until`, one failure is enough to open.
+    pub(crate) fn arm(&self, until: Option<Instant>) {
+        self.lock().armed_until = until;
+    }
+
+    /// Other rules from now on; state, generation and failures in a row stay. A window of another
+    /// kind or size begins empty.
+    pub(crate) fn reconfigure(&self, settings: CircuitSettings, now: Instant) {
+        let mut slow = self.lock();
+        let word = self.load();
+        if settings.window != slow.settings.window
+            || settings.flags().counted != slow.settings.flags().counted
+        {
+            let now = self.nanos(now);
+            self.window.reset(&mut slow.marks, settings.window, word.generation(), now);
+        }
+        let timeouts = |settings: &CircuitSettings| {
+            (settings.reset_timeout, settings.reset_timeout_growth, settings.reset_timeout_jitter)
+        };
+        if word.state() == CircuitState::Open && timeouts(&settings) != timeouts(&slow.settings) {
+            let (since, time) = (slow.since, settings.open_time(slow.reopened));
+            self.open_for(&mut slow, since, time);
+        }
+        slow.settings = settings;
+        self.slow_from.store(settings.slow_from(), Ordering::Relaxed);
+        let flags = settings.flags_in(word.state());
+        update(&self.word, |word| {
+            let word = Word(word);
+            let recovering = word.flags().recovering;
+            Some(word.with_flags(Flags { recovering, ..flags }).0)
+        });
+    }
+
+    /// Everything there is to know at `now`.
+    pub(crate) fn glance(&self, now: Instant) -> Glance {
+        let mut slow = self.lock();
         let word = self.load();
         let retry_after = match word.state() {
-            CircuitState::Closed => None,
             CircuitState::Open => Some(slow.open_until.saturating_duration_since(now)),
+            CircuitState::ForcedOpen => Some(slow.settings.reset_timeout),
             CircuitState::HalfOpen => slow
                 .first_expiry()
-                .filter(|_| slow.probes.len() >= settings.half_open_max_calls as usize)
+                .filter(|_| slow.probes.len() >= slow.settings.half_open_max_calls as usize)
                 .map(|expiry| expiry.saturating_duration_since(now).min(PROBE_ENDS_SOON)),
+            CircuitState::Closed
+            | CircuitState::ForcedClosed
+            | CircuitState::Disabled
+            | CircuitState::MetricsOnly => None,
         };
-        let retry_after = retry_after.filter(|wait| !wait.is_zero());
-        (word, slow.since, retry_after)
-    }
-
-    /// A success while closed: failures are no longer consecutive.
-    fn forgive(&self, generation: u32) {
-        let clear = |word: u64| {
-            let word = Word(word);
-            (word.is_closed(generation) && word.failures() > 0).then_some(word.with_failures(0).0)
-        };
-        // An `Err` is a word with nothing to clear.
-        let _ = self.word.try_update(Ordering::AcqRel, Ordering::Acquire, clear);
-    }
-
-    /// A failure while closed: one more, and the circuit opens with the last that it may take.
-    fn blame(
-        &self,
-        settings: &CircuitSettings,
-        generation: u32,
-        now: impl FnOnce() -> Instant,
-    ) -> Option<Transition> {
-        let last = settings.fail_max - 1;
-        let count = |word: u64| {
-            let word = Word(word);
-            (word.is_closed(generation) && word.failures() < last)
-                .then_some(word.with_failures(word.failures() + 1).0)
-        };
-        if self.word.try_update(Ordering::AcqRel, Ordering::Acquire, count).is_ok() {
-            return None;
+        let tally = word.flags().counted.then(|| {
+            let now = self.nanos(now);
+            self.window.tally(&mut slow.marks, word.generation(), now)
+        });
+        let tally = tally.filter(|tally| tally.calls >= slow.settings.minimum_calls.into());
+        Glance {
+            word,
+            since: slow.since,
+            retry_after: retry_after.filter(|wait| !wait.is_zero()),
+            failure_ratio: tally.map(|tally| share(tally.failures, tally.calls)),
+            slow_call_ratio: tally
+                .filter(|_| slow.settings.slow_calls.is_some())
+                .map(|tally| share(tally.slow, tally.calls)),
+            recovering: slow.recovery.as_ref().and_then(|recovery| recovery.share(now)),
+            armed: slow.armed_until.is_some_and(|until| now < until),
         }
-        let mut slow = self.lock();
-        // A success may have come between: then this failure is the first of a new row.
-        if self.word.try_update(Ordering::AcqRel, Ordering::Acquire, count).is_ok() {
-            return None;
-        }
-        self.load()
-            .is_closed(generation)
-            .then(|| self.enter(&mut slow, CircuitState::Open, now(), settings))
     }
 
-    fn settle_probe(
+    /// Whether a closed circuit lets a call through: all of them, but for one that has just closed.
+    fn admit_recovering(&self, slow: &mut Slow, now: Instant) -> Result<(), Duration> {
+        let over = match &mut slow.recovery {
+            None => false,
+            Some(recovery) => match recovery.admit(now) {
+                Some(true) => return Ok(()),
+                Some(false) => return Err(PROBE_ENDS_SOON),
+                None => true,
+            },
+        };
+        if over {
+            slow.recovery = None;
+            slow.reopened = 0;
+            self.set_recovering(false);
+        }
+        Ok(())
+    }
+
+    fn settle_in(
         &self,
-        settings: &CircuitSettings,
+        word: Word,
         pass: Pass,
         outcome: Outcome,
-        now: Instant,
+        now: impl Fn() -> Instant,
     ) -> Option<Transition> {
+        if word.generation() != pass.generation() {
+            return None; // Admitted under a state that is gone: a late answer decides nothing.
+        }
+        match word.state() {
+            CircuitState::Closed | CircuitState::MetricsOnly => match outcome {
+                Outcome::Success => self.succeed(word, pass, now),
+                Outcome::Failure => self.judge(pass, true, now()),
+                Outcome::Excluded | Outcome::Cancelled => None,
+            },
+            CircuitState::HalfOpen => self.settle_probe(pass, outcome, now()),
+            CircuitState::Open
+            | CircuitState::ForcedOpen
+            | CircuitState::ForcedClosed
+            | CircuitState::Disabled => None,
+        }
+    }
+
+    /// A success while closed: failures are no longer in a row, and the window has one more call.
+    fn succeed(&self, word: Word, pass: Pass, now: impl Fn() -> Instant) -> Option<Transition> {
+        if word.failures() > 0 {
+            update(&self.word, |word| {
+                let word = Word(word);
+                let mine = word.state().judges() && word.generation() == pass.generation();
+                (mine && word.failures() > 0).then_some(word.with_failures(0).0)
+            });
+        }
+        let Flags { counted, timed, .. } = word.flags();
+        if !counted {
+            return None;
+        }
+        let ended = timed.then(&now);
+        let now = || ended.unwrap_or_else(&now);
+        let slow = timed && self.was_slow(pass, now());
+        if !slow && self.window.count_success(pass.generation(), || self.nanos(now())) {
+            return None;
+        }
+        self.judge(pass, false, now())
+    }
+
+    /// The end of a call that takes the lock while closed: it failed, was slow, or the window turns.
+    /// Only what went badly can open the circuit.
+    fn judge(&self, pass: Pass, failed: bool, now: Instant) -> Option<Transition> {
+        let mut guard = self.lock();
+        let slow = &mut *guard;
+        let word = self.load();
+        let generation = pass.generation();
+        if word.generation() != generation || !word.state().judges() {
+            return None;
+        }
+        let ended = Ended { failed, slow: self.was_slow(pass, now) };
+        let in_a_row = if failed { self.count_failure() } else { 0 };
+        let mut tally = Tally::default();
+        if word.flags().counted {
+            self.window.count(&mut slow.marks, generation, self.nanos(now), ended);
+            tally = self.window.tally(&mut slow.marks, generation, self.nanos(now));
+        }
+        let armed = failed && slow.armed_until.is_some_and(|until| now < until);
+        let too_many = armed || slow.settings.is_too_many(ended, in_a_row, tally);
+        let opens = too_many && word.state() == CircuitState::Closed;
+        opens.then(|| self.enter(slow, CircuitState::Open, now))
+    }
+
+    /// One failure more in a row; how many there are. A success may clear them at any moment.
+    fn count_failure(&self) -> u32 {
+        let mut failures = 0;
+        update(&self.word, |word| {
+            failures = Word(word).failures().saturating_add(1).min(MOST_FAILURES);
+            Some(Word(word).with_failures(failures).0)
+        });
+        failures
+    }
+
+    fn settle_probe(&self, pass: Pass, outcome: Outcome, now: Instant) -> Option<Transition> {
         let mut slow = self.lock();
-        if self.load().generation() != pass.generation {
+        if self.load().generation() != pass.generation() {
             return None;
         }
         if let Some(lost) = slow.first_expiry().filter(|expires| *expires <= now) {
             // A lease that ran out is a failure even if the answer comes before anyone noticed.
-            return Some(self.enter(&mut slow, CircuitState::Open, lost, settings));
+            return Some(self.enter(&mut slow, CircuitState::Open, lost));
         }
-        slow.probes.retain(|probe| Some(probe.id) != pass.probe);
+        let probe = slow.probes.iter().position(|probe| probe.id == pass.mark)?;
+        let Probe { issued, .. } = slow.probes.swap_remove(probe);
         match outcome {
+            Outcome::Success if self.is_slow(self.nanos(issued), now) => {
+                Some(self.enter(&mut slow, CircuitState::Open, now))
+            }
             Outcome::Success => {
                 slow.successes += 1;
-                let enough = slow.successes >= settings.success_threshold;
-                enough.then(|| self.enter(&mut slow, CircuitState::Closed, now, settings))
+                let enough = slow.successes >= slow.settings.success_threshold;
+                enough.then(|| self.enter(&mut slow, CircuitState::Closed, now))
             }
-            Outcome::Failure => Some(self.enter(&mut slow, CircuitState::Open, now, settings)),
+            Outcome::Failure => Some(self.enter(&mut slow, CircuitState::Open, now)),
             Outcome::Excluded | Outcome::Cancelled => None,
         }
     }
 
-    /// Enters `to` at `now` under a new generation. The caller holds the lock; only `forgive` and
-    /// the first half of `blame` write without it, and neither survives the new generation.
-    fn enter(
-        &self,
-        slow: &mut Slow,
-        to: CircuitState,
-        now: Instant,
-        settings: &CircuitSettings,
-    ) -> Transition {
+    /// Enters `to` at `now` under a new generation. The caller holds the lock; without it the word
+    /// is written only by a success that clears failures, which does not survive the new generation.
+    fn enter(&self, slow: &mut Slow, to: CircuitState, now: Instant) -> Transition {
         let word = self.load();
-        let next = Word::new(to, word.generation().wrapping_add(1), 0);
+        let from = word.state();
+        let generation = word.generation().wrapping_add(1);
+        if to == CircuitState::Open {
+            let again = from == CircuitState::HalfOpen || slow.recovery.is_some();
+            slow.reopened = if again { slow.reopened.saturating_add(1) } else { 0 };
+            let time = slow.settings.open_time(slow.reopened);
+            self.open_for(slow, now, time);
+        }
+        let recovers = from == CircuitState::HalfOpen && to == CircuitState::Closed;
+        slow.recovery =
+            slow.settings.recovery.filter(|_| recovers).map(|time| Recovery::new(now, time));
         slow.since = now;
         slow.probes.clear();
         slow.successes = 0;
-        if to == CircuitState::Open {
-            slow.open_until = later(now, settings.reset_timeout);
-        }
-        self.word.store(next.0, Ordering::Release);
-        Transition { from: word.state(), to, generation: next.generation() }
+        self.window.reset(&mut slow.marks, slow.settings.window, generation, self.nanos(now));
+        let recovering = slow.recovery.is_some();
+        let flags = Flags { recovering, ..slow.settings.flags_in(to) };
+        self.word.store(Word::new(to, flags, generation).0, Ordering::Release);
+        Transition { from, to, generation }
+    }
+
+    fn open_for(&self, slow: &mut Slow, since: Instant, time: Duration) {
+        slow.open_until = later(since, time);
+        self.open_until.store(self.nanos(slow.open_until), Ordering::Release);
+    }
+
+    fn set_recovering(&self, recovering: bool) {
+        update(&self.word, |word| {
+            let flags = Flags { recovering, ..Word(word).flags() };
+            Some(Word(word).with_flags(flags).0)
+        });
+    }
+
+    fn was_slow(&self, pass: Pass, ended: Instant) -> bool {
+        pass.is(Kind::Timed) && self.is_slow(pass.mark, ended)
+    }
+
+    fn is_slow(&self, started: u64, ended: Instant) -> bool {
+        let took = self.nanos(ended).saturating_sub(started);
+        took >= self.slow_from.load(Ordering::Relaxed)
+    }
+
+    /// The pass of a circuit that lets everyone through.
+    fn pass(&self, word: Word, now: Instant) -> Pass {
+        let (kind, mark) = match word.state() {
+            CircuitState::Disabled => (Kind::Uncounted, 0),
+            _ if word.flags().timed => (Kind::Timed, self.nanos(now)),
+            _ => (Kind::Plain, 0),
+        };
+        Pass::new(word.generation(), kind, mark)
+    }
+
+    fn nanos(&self, now: Instant) -> u64 {
+        nanos(now.saturating_duration_since(self.origin))
     }
 
     fn lock(&self) -> MutexGuard<'_, Slow> {
@@ -301,46 +533,12 @@ impl Slow {
     fn first_expiry(&self) -> Option<Instant> {
         self.probes.iter().map(|probe| probe.expires).min()
     }
-}
 
-/// State (2 bits), generation (30 bits, wrapping) and consecutive failures (32 bits).
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(crate) struct Word(u64);
-
-const GENERATIONS: u32 = (1 << 30) - 1;
-
-impl Word {
-    fn new(state: CircuitState, generation: u32, failures: u32) -> Self {
-        let state = match state {
-            CircuitState::Closed => 0,
-            CircuitState::Open => 1,
-            CircuitState::HalfOpen => 2,
-        };
-        Self(state << 62 | u64::from(generation & GENERATIONS) << 32 | u64::from(failures))
-    }
-
-    pub(crate) fn state(self) -> CircuitState {
-        match self.0 >> 62 {
-            0 => CircuitState::Closed,
-            1 => CircuitState::Open,
-            _ => CircuitState::HalfOpen,
-        }
-    }
-
-    pub(crate) fn generation(self) -> u32 {
-        (self.0 >> 32) as u32 & GENERATIONS
-    }
-
-    #[expect(clippy::cast_possible_truncation, reason = "the lower half is the count")]
-    pub(crate) fn failures(self) -> u32 {
-        self.0 as u32
-    }
-
-    fn with_failures(self, failures: u32) -> Self {
-        Self(self.0 & !u64::from(u32::MAX) | u64::from(failures))
-    }
-
-    fn is_closed(self, generation: u32) -> bool {
-        self.state() == CircuitState::Closed && self.generation() == generation
+    fn issue_probe(&mut self, now: Instant) -> u64 {
+        let id = self.probes_issued;
+        self.probes_issued += 1;
+        let expires = later(now, self.settings.probe_lease);
+        self.probes.push(Probe { id, issued: now, expires });
+        id
     }
 }

@@ -109,8 +109,8 @@ pub struct Failed<E> {
     pub verdict: Verdict,
     /// Attempts made, 1 or more.
     pub attempts: u32,
-    /// Time from the call to this answer.
-    pub elapsed: Duration,
+    /// Time from the call to this answer; `None` where a breaker alone made it, which reads no clock.
+    pub elapsed: Option<Duration>,
 }
 
 /// The circuit is open; the service was not called.
@@ -199,12 +199,7 @@ mod tests {
     use crate::Replay;
 
     fn inner(verdict: Verdict) -> CallError<std::fmt::Error> {
-        CallError::Inner(Failed {
-            error: std::fmt::Error,
-            verdict,
-            attempts: 1,
-            elapsed: Duration::ZERO,
-        })
+        CallError::Inner(Failed { error: std::fmt::Error, verdict, attempts: 1, elapsed: None })
     }
 
     #[test]

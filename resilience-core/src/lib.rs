@@ -14,33 +14,51 @@ mod backoff;
 mod breaker;
 mod budget;
 mod bulkhead;
+#[cfg(feature = "chaos")]
+mod chaos;
 mod circuit;
 mod deadline;
 mod endpoint;
 mod error;
 mod gate;
 mod health;
+mod heartbeat;
+mod hedge;
+mod keyed;
+mod latency;
+mod meter;
 mod nesting;
 mod observe;
 mod permit;
 mod pipeline;
+mod polling;
+mod prioritizer;
+mod priority;
 mod registry;
 mod retry;
 #[cfg(feature = "settings")]
 pub mod settings;
+mod shed;
+mod single_flight;
+mod stale;
+mod sync;
+mod throttle;
+mod timeout;
 mod verdict;
 
 #[cfg(feature = "macros")]
 #[doc(hidden)]
 pub mod macro_support;
 
-pub use backoff::Backoff;
+pub use backoff::{Backoff, BackoffBuilder, BackoffShape, Jitter};
 pub use breaker::{
-    CircuitBreaker, CircuitBreakerBuilder, CircuitSettings, CircuitSnapshot, CircuitState,
-    OutcomeCounts,
+    CircuitBreaker, CircuitBreakerBuilder, CircuitSettings, CircuitSnapshot, CircuitState, Growth,
+    OutcomeCounts, SlidingWindow, SlowCalls,
 };
-pub use budget::RetryBudget;
+pub use budget::{RetryBudget, RetryBudgetBuilder};
 pub use bulkhead::Bulkhead;
+#[cfg(feature = "chaos")]
+pub use chaos::{Chaos, ChaosBuilder, Injected};
 pub use deadline::Deadline;
 pub use endpoint::{
     Address, AddressError, Conditions, Endpoint, EndpointSet, Freshness, Role, WatchedEndpoints,
@@ -51,12 +69,22 @@ pub use error::{
 };
 pub use gate::Drained;
 pub use health::{Backend, Health, HealthCheck, HealthStatus, PoolStatus};
+pub use hedge::{Hedge, HedgeBuilder, HedgeCounts};
+pub use keyed::{KeyedBreakers, KeyedBreakersBuilder};
 pub use observe::{CallOutcome, Event, Observe, add_observer, emit};
 pub use permit::{Outcome, Permit};
 pub use pipeline::{Attempt, Call, Pipeline, PipelineBuilder};
+pub use polling::Polling;
+pub use prioritizer::Prioritizer;
+pub use priority::{Priority, Rank};
 pub use registry::CircuitRegistry;
 #[cfg(feature = "macros")]
 #[doc(inline)]
 pub use resilience_macros::{circuit_breaker, with_retry};
 pub use retry::{RetryPolicy, RetryPolicyBuilder};
+pub use single_flight::SingleFlight;
+pub use stale::{Cached, StaleCache, StaleCacheBuilder};
+pub use timeout::{LearnedTimeoutBuilder, Timeout};
+pub use shed::{Load, LoadShedder, Shed, ShedGuard};
+pub use throttle::{Throttle, ThrottleBuilder, ThrottlePermit, ThrottleSnapshot, Throttled};
 pub use verdict::{AnyError, Blame, Classify, Replay, Verdict};

@@ -10,7 +10,7 @@ use std::time::Duration;
 use crate::permit::Watched;
 use crate::retry::Retries;
 use crate::{
-    CircuitBreakerBuilder, CircuitOpen, CircuitRegistry, CircuitState, Deadline, Outcome, Permit,
+    CircuitBreakerBuilder, CircuitOpen, CircuitRegistry, Deadline, Outcome, Permit,
     RetryPolicyBuilder,
 };
 
@@ -48,7 +48,7 @@ impl Breaker {
     }
 
     fn is_open(&self) -> bool {
-        self.get().state() == CircuitState::Open
+        self.get().state().is_open()
     }
 
     fn get(&self) -> &CircuitBreaker {

@@ -85,7 +85,7 @@ impl Permit {
     /// The number of the state that admitted it.
     #[must_use]
     pub fn generation(&self) -> u32 {
-        self.pass.generation
+        self.pass.generation()
     }
 }
 
@@ -95,39 +95,86 @@ impl Drop for Permit {
     }
 }
 
+/// A [`Permit`] that borrows its breaker: it costs no reference count.
+#[derive(Debug)]
+pub(crate) struct Lent<'a> {
+    breaker: &'a CircuitBreaker,
+    pass: Pass,
+    /// How it will have ended if nobody settles it.
+    pub(crate) outcome: Outcome,
+}
+
+impl<'a> Lent<'a> {
+    #[inline]
+    pub(crate) fn new(breaker: &'a CircuitBreaker, pass: Pass) -> Self {
+        Self { breaker, pass, outcome: Outcome::Cancelled }
+    }
+}
+
+impl Drop for Lent<'_> {
+    #[inline]
+    fn drop(&mut self) {
+        self.breaker.settle(self.pass, self.outcome);
+    }
+}
+
+/// What can say how an attempt ended.
+pub(crate) trait Settle {
+    fn settle(self, outcome: Outcome);
+}
+
+impl Settle for Permit {
+    fn settle(self, outcome: Outcome) {
+        Permit::settle(self, outcome);
+    }
+}
+
+impl Settle for Lent<'_> {
+    #[inline]
+    fn settle(mut self, outcome: Outcome) {
+        self.outcome = outcome;
+    }
+}
+
 pin_project! {
     /// Runs a future under a permit and gives both back. A panic inside is a failure; dropping the
     /// future before its end is a cancellation, even while the dropper itself is panicking.
-    pub(crate) struct Watched<F> {
-        permit: Option<Permit>,
+    pub(crate) struct Watched<P, F>
+    where
+        P: Settle,
+    {
+        permit: Option<P>,
         polling: bool,
         #[pin]
         future: F,
     }
 
-    impl<F> PinnedDrop for Watched<F> {
+    impl<P, F> PinnedDrop for Watched<P, F>
+    where
+        P: Settle,
+    {
         fn drop(this: Pin<&mut Self>) {
             let this = this.project();
             if let Some(permit) = this.permit.take().filter(|_| *this.polling) {
-                permit.failure();
+                permit.settle(Outcome::Failure);
             }
         }
     }
 }
 
-impl<F> Watched<F> {
-    pub(crate) fn new(permit: Option<Permit>, future: F) -> Self {
+impl<P: Settle, F> Watched<P, F> {
+    pub(crate) fn new(permit: Option<P>, future: F) -> Self {
         Self { permit, polling: false, future }
     }
 
     /// Takes the permit out, to settle it while the future still exists.
-    pub(crate) fn take_permit(self: Pin<&mut Self>) -> Option<Permit> {
+    pub(crate) fn take_permit(self: Pin<&mut Self>) -> Option<P> {
         self.project().permit.take()
     }
 }
 
-impl<F: Future> Future for Watched<F> {
-    type Output = (Option<Permit>, F::Output);
+impl<P: Settle, F: Future> Future for Watched<P, F> {
+    type Output = (Option<P>, F::Output);
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();

@@ -17,10 +17,10 @@ use tokio::time::{Instant, timeout_at};
 use crate::gate::Gate;
 use crate::nesting;
 use crate::observe::{CallOutcome, Event, emit};
-use crate::permit::Watched;
+use crate::permit::{Settle, Watched};
 use crate::retry::Retries;
 use crate::{
-    AttemptTimeout, Blame, Bulkhead, CallError, CircuitBreaker, CircuitState, Classify, Deadline,
+    AttemptTimeout, Blame, Bulkhead, CallError, CircuitBreaker, Classify, Deadline,
     DeadlineExceeded, Drained, Draining, Failed, InvalidSetting, Outcome, Replay, RetryBudget,
     RetryPolicy, Verdict,
 };
@@ -362,8 +362,7 @@ impl Layers {
                 Err(Ended::Failed(error, verdict)) => (error, verdict),
             };
             // Waiting for an open circuit would only end in its refusal.
-            let open =
-                self.breaker.as_ref().is_some_and(|breaker| breaker.state() == CircuitState::Open);
+            let open = self.breaker.as_ref().is_some_and(|breaker| breaker.state().is_open());
             let may_repeat = verdict.may_repeat(idempotent) && !open && !given_up;
             retries.budgeted = verdict.blame != Blame::Local;
             match retries.next(may_repeat, verdict.retry_after, Some(deadline)) {
@@ -390,7 +389,7 @@ impl Layers {
             false => Ok(()),
         };
         in_time(record)?;
-        let permit = self.breaker.as_ref().map(CircuitBreaker::try_acquire).transpose();
+        let permit = self.breaker.as_ref().map(CircuitBreaker::lend).transpose();
         let permit = permit.map_err(|open| Ended::Refused(open.into()))?;
         let queued = Instant::now();
         let _place = match &self.bulkhead {
@@ -420,7 +419,7 @@ impl Layers {
                     error,
                     verdict,
                     attempts: record.attempts,
-                    elapsed: record.started.elapsed(),
+                    elapsed: Some(record.started.elapsed()),
                 };
                 Err(Ended::Failed(CallError::Inner(failed), verdict))
             }
@@ -447,7 +446,7 @@ impl Layers {
     }
 }
 
-fn settle(permit: Option<crate::Permit>, outcome: Outcome) {
+fn settle(permit: Option<impl Settle>, outcome: Outcome) {
     if let Some(permit) = permit {
         permit.settle(outcome);
     }

@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::backoff::BackoffBuilder;
 use crate::observe::{Event, emit};
-use crate::{Backoff, Deadline, InvalidSetting, RetryBudget};
+use crate::{Backoff, BackoffShape, Deadline, InvalidSetting, Jitter, RetryBudget};
 
 /// How often a call is repeated, and how long it waits in between. Cheap to clone.
 ///
@@ -34,18 +35,19 @@ use crate::{Backoff, Deadline, InvalidSetting, RetryBudget};
 pub struct RetryPolicy {
     pub(crate) name: Arc<str>,
     max_retries: u32,
-    base_delay: Duration,
-    max_delay: Duration,
-    exponential_base: f64,
-    jitter: bool,
-    seed: Option<u64>,
+    backoff: Backoff,
     budget: Option<RetryBudget>,
 }
 
 impl RetryPolicy {
     /// A policy with other settings than the defaults.
     pub fn builder() -> RetryPolicyBuilder {
-        RetryPolicyBuilder { policy: Self::default() }
+        RetryPolicyBuilder {
+            name: Arc::from("retry"),
+            max_retries: 3,
+            backoff: Backoff::builder(),
+            budget: None,
+        }
     }
 
     /// A policy that never repeats.
@@ -61,14 +63,17 @@ impl RetryPolicy {
     }
 
     /// The waits between attempts; without end, the count is [`max_retries`](Self::max_retries).
+    ///
+    /// Also the pace of a loop around the calls: see [`Polling`](crate::Polling).
     #[must_use]
     pub fn backoff(&self) -> Backoff {
-        let backoff = Backoff::exponential(self.base_delay, self.max_delay, self.exponential_base);
-        match (self.jitter, self.seed) {
-            (false, _) => backoff,
-            (true, None) => backoff.jittered(),
-            (true, Some(seed)) => backoff.jittered_with_seed(seed),
-        }
+        self.backoff.clone()
+    }
+
+    /// What pays for the retries, if anything does.
+    #[must_use]
+    pub fn budget(&self) -> Option<&RetryBudget> {
+        self.budget.as_ref()
     }
 
     /// Runs `operation` until it succeeds, an error is not `retryable`, or no retry is left. No
@@ -101,8 +106,7 @@ impl RetryPolicy {
                 Some(delay) => tokio::time::sleep(delay).await,
                 None => return Err(error),
             }
-            // It may have slept longer than it meant to.
-            if Deadline::current().is_some_and(|deadline| deadline.has_passed(Instant::now())) {
+            if overslept() {
                 return Err(error);
             }
         }
@@ -128,16 +132,25 @@ impl RetryPolicy {
                 Some(delay) => block(delay),
                 None => return Err(error),
             }
+            if overslept() {
+                return Err(error);
+            }
         }
     }
 
-    /// One call's retries, under the name of whoever makes it.
+    /// One call's retries, under the name of whoever makes it. For a call that needs none, this is all
+    /// there is to pay: a deposit, and no wait is made ready.
     pub(crate) fn begin<'a>(&'a self, name: &'a Arc<str>) -> Retries<'a> {
         if let Some(budget) = &self.budget {
             budget.deposit();
         }
-        Retries { policy: self, name, waits: self.backoff(), attempts: 0, budgeted: true }
+        Retries { policy: self, name, waits: None, attempts: 0, budgeted: true }
     }
+}
+
+/// Whether a wait went on past the surrounding deadline: this process may have stood still.
+fn overslept() -> bool {
+    Deadline::current().is_some_and(|deadline| deadline.has_passed(Instant::now()))
 }
 
 /// Waits on the thread.
@@ -152,16 +165,7 @@ pub(crate) fn block(delay: Duration) {
 impl Default for RetryPolicy {
     /// 3 retries after 1, 2 and 4 s, each spread down to zero; no budget.
     fn default() -> Self {
-        Self {
-            name: Arc::from("retry"),
-            max_retries: 3,
-            base_delay: Duration::from_secs(1),
-            max_delay: Duration::from_secs(60),
-            exponential_base: 2.0,
-            jitter: true,
-            seed: None,
-            budget: None,
-        }
+        Self::builder().build().expect("the defaults are valid")
     }
 }
 
@@ -170,7 +174,7 @@ impl Default for RetryPolicy {
 pub(crate) struct Retries<'a> {
     policy: &'a RetryPolicy,
     name: &'a Arc<str>,
-    waits: Backoff,
+    waits: Option<Backoff>,
     attempts: u32,
     /// Whether the next retry costs the budget anything. What never reached the service does not.
     pub(crate) budgeted: bool,
@@ -178,26 +182,38 @@ pub(crate) struct Retries<'a> {
 
 impl Retries<'_> {
     /// After a failed attempt: the wait before the next, or `None` if there is to be none. A wait
-    /// is never shorter than `at_least`, and never reaches past `deadline`.
+    /// is never shorter than `retry_after`, and never reaches past `deadline`.
+    ///
+    /// An answer with a `retry_after` counts as throttled. A service that says not to come back at all
+    /// (a negative pushback in gRPC) is no time but a verdict: [`Replay::Never`](crate::Replay::Never).
     pub(crate) fn next(
         &mut self,
         may_repeat: bool,
-        at_least: Option<Duration>,
+        retry_after: Option<Duration>,
         deadline: Option<Deadline>,
     ) -> Option<Duration> {
-        self.attempts += 1;
+        self.attempts = self.attempts.saturating_add(1);
         let Self { policy, name, attempts, .. } = *self;
         if !may_repeat || attempts > policy.max_retries {
             tracing::debug!(target: "shared_external::retry", %name, attempts, may_repeat, "attempt failed; none follows");
             return None;
         }
-        let delay = self.waits.next()?.max(at_least.unwrap_or_default());
-        if deadline.is_some_and(|deadline| deadline.remaining_at(Instant::now()) <= delay) {
+        let room = deadline.map_or(Duration::MAX, Deadline::remaining);
+        let waits = self.waits.get_or_insert_with(|| policy.backoff());
+        let delay = match retry_after {
+            Some(floor) => waits.wait_at_least(floor, room),
+            None => waits.wait(),
+        };
+        if room <= delay {
             tracing::debug!(target: "shared_external::retry", %name, attempts, ?delay, "no time left for another attempt");
             return None;
         }
         let budget = policy.budget.as_ref().filter(|_| self.budgeted);
-        if budget.is_some_and(|budget| !budget.try_withdraw()) {
+        let paid = budget.is_none_or(|budget| match retry_after {
+            Some(_) => budget.try_withdraw_throttled(),
+            None => budget.try_withdraw(),
+        });
+        if !paid {
             tracing::debug!(target: "shared_external::retry", %name, attempts, "retry budget exhausted");
             emit(&Event::RetryBudgetExhausted { name });
             return None;
@@ -212,75 +228,72 @@ impl Retries<'_> {
 #[derive(Clone, Debug)]
 #[must_use]
 pub struct RetryPolicyBuilder {
-    policy: RetryPolicy,
+    name: Arc<str>,
+    max_retries: u32,
+    backoff: BackoffBuilder,
+    budget: Option<RetryBudget>,
 }
 
 impl RetryPolicyBuilder {
     /// The name under which events and logs speak of it; default `retry`. Within a pipeline, the pipeline's counts.
-    pub fn name(mut self, name: impl Into<Arc<str>>) -> Self {
-        self.policy.name = name.into();
-        self
+    pub fn name(self, name: impl Into<Arc<str>>) -> Self {
+        Self { name: name.into(), ..self }
     }
 
     /// Attempts after the first. 0 or more; default 3.
-    pub fn max_retries(mut self, retries: u32) -> Self {
-        self.policy.max_retries = retries;
-        self
+    pub fn max_retries(self, max_retries: u32) -> Self {
+        Self { max_retries, ..self }
     }
 
-    /// The first wait. Up to `max_delay`; default 1 s.
-    pub fn base_delay(mut self, delay: Duration) -> Self {
-        self.policy.base_delay = delay;
-        self
+    /// The first wait. Up to `max_delay`; default 1 s. Zero makes every wait zero, so it is refused
+    /// where waits grow in steps of it: linear, Fibonacci, decorrelated.
+    pub fn base_delay(self, delay: Duration) -> Self {
+        self.with(|backoff| backoff.base_delay(delay))
     }
 
-    /// The longest wait. Default 60 s.
-    pub fn max_delay(mut self, delay: Duration) -> Self {
-        self.policy.max_delay = delay;
-        self
+    /// The longest wait, jitter included. Above 0, up to a year; default 60 s. What the service asks for may be
+    /// longer, up to the deadline.
+    pub fn max_delay(self, delay: Duration) -> Self {
+        self.with(|backoff| backoff.max_delay(delay))
     }
 
-    /// The growth from one wait to the next. 1 or more, finite; default 2.
-    pub fn exponential_base(mut self, base: f64) -> Self {
-        self.policy.exponential_base = base;
-        self
+    /// The growth from one wait to the next: the shape [`BackoffShape::Exponential`] with this factor.
+    /// 1 or more, finite; default 2.
+    pub fn exponential_base(self, base: f64) -> Self {
+        self.shape(BackoffShape::Exponential { factor: base })
     }
 
-    /// Whether each wait is spread evenly over zero to its length; default true.
-    pub fn jitter(mut self, jitter: bool) -> Self {
-        self.policy.jitter = jitter;
-        self
+    /// How waits grow; default exponential, by a factor of 2.
+    pub fn shape(self, shape: BackoffShape) -> Self {
+        self.with(|backoff| backoff.shape(shape))
+    }
+
+    /// How waits are spread: a [`Jitter`], or `true` for [`Jitter::Full`] and `false` for none; default `true`.
+    pub fn jitter(self, jitter: impl Into<Jitter>) -> Self {
+        self.with(|backoff| backoff.jitter(jitter))
     }
 
     /// Makes the jitter repeatable: every call waits as `seed` says. For tests.
-    pub fn seed(mut self, seed: u64) -> Self {
-        self.policy.seed = Some(seed);
-        self
+    pub fn seed(self, seed: u64) -> Self {
+        self.with(|backoff| backoff.seed(seed))
     }
 
     /// What all calls together may repeat; default: no limit.
-    pub fn budget(mut self, budget: RetryBudget) -> Self {
-        self.policy.budget = Some(budget);
-        self
+    pub fn budget(self, budget: RetryBudget) -> Self {
+        Self { budget: Some(budget), ..self }
     }
 
     /// The policy.
     ///
     /// # Errors
     ///
-    /// [`InvalidSetting`] for a base delay above the maximum, or a base of growth below 1.
+    /// [`InvalidSetting`] for waits that [`BackoffBuilder::build`] refuses.
     pub fn build(self) -> Result<RetryPolicy, InvalidSetting> {
-        let policy = self.policy;
-        if policy.base_delay > policy.max_delay {
-            return Err(InvalidSetting::new("base_delay", policy.base_delay, "up to max_delay"));
-        }
-        if !(policy.exponential_base >= 1.0 && policy.exponential_base.is_finite()) {
-            return Err(InvalidSetting::new(
-                "exponential_base",
-                policy.exponential_base,
-                "1 or more",
-            ));
-        }
-        Ok(policy)
+        let Self { name, max_retries, backoff, budget } = self;
+        Ok(RetryPolicy { name, max_retries, backoff: backoff.build()?, budget })
+    }
+
+    fn with(self, change: impl FnOnce(BackoffBuilder) -> BackoffBuilder) -> Self {
+        Self { backoff: change(self.backoff), ..self }
     }
 }

@@ -158,10 +158,10 @@ async fn an_observer_that_panics_and_calls_back_changes_nothing() {
 #[tokio::test(start_paused = true)]
 async fn an_optional_service_has_the_settings_that_were_promised() {
     let pipeline = Pipeline::optional_service("analytics").build().unwrap();
-    let settings = *pipeline.breaker().unwrap().settings();
+    let settings = pipeline.breaker().unwrap().settings();
     assert_eq!(
         (settings.fail_max, settings.success_threshold, settings.half_open_max_calls),
-        (10, 3, 1)
+        (Some(10), 3, 1)
     );
     assert_eq!(settings.reset_timeout, Duration::from_secs(120));
     assert_eq!(settings.probe_lease, Duration::from_secs(30));

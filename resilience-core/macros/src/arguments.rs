@@ -43,7 +43,7 @@ const CIRCUIT_BREAKER: &[Argument] = &[
 const WITH_RETRY: &[Argument] = &[
     Argument { name: "max_retries", kind: Kind::Whole(0) },
     Argument { name: "base_delay", kind: Kind::Seconds { zero: true } },
-    Argument { name: "max_delay", kind: Kind::Seconds { zero: true } },
+    Argument { name: "max_delay", kind: Kind::Seconds { zero: false } },
     Argument { name: "exponential_base", kind: Kind::Factor },
     Argument { name: "jitter", kind: Kind::Flag },
     Argument { name: "retryable", kind: Kind::Patterns },

@@ -189,7 +189,7 @@ pub fn circuit_breaker(arguments: TokenStream, item: TokenStream) -> TokenStream
 /// |---|---|---|
 /// | `max_retries` | 3 | attempts after the first; 0 or more |
 /// | `base_delay` | 1 | seconds before the first retry; up to `max_delay` |
-/// | `max_delay` | 60 | the most seconds before any retry |
+/// | `max_delay` | 60 | the most seconds before any retry; above 0 |
 /// | `exponential_base` | 2.0 | growth from one delay to the next; 1 or more |
 /// | `jitter` | true | spreads each delay evenly over zero to its length |
 /// | `retryable(PATTERN, …)` | every error | errors worth another attempt; `PATTERN if GUARD` works too |
