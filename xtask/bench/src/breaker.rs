@@ -48,7 +48,21 @@ fn closed_async() -> Case {
 }
 
 fn windows() -> Vec<Case> {
-    Vec::new()
+    let count = vec![ours::count_window(), recloser::closed(), tower_resilience::count_window()];
+    let time =
+        vec![ours::time_window(), clock(), seatbelt::closed(), tower_resilience::time_window()];
+    let slow = vec![ours::slow_calls(), clock(), tower_resilience::slow_calls()];
+    vec![
+        Case::new("breaker: closed + success, window of 100 calls", count)
+            .claim(Claim::Times(0.6, "recloser"))
+            .allocates_nothing(),
+        Case::new("breaker: closed + success, window of time", time)
+            .claim(Claim::Above(15.0, "clock read"))
+            .allocates_nothing(),
+        Case::new("breaker: closed + success, slow calls judged", slow)
+            .claim(Claim::Compared("clock read"))
+            .allocates_nothing(),
+    ]
 }
 
 fn open() -> Case {

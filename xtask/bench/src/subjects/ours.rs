@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use resilience_core::{
-    AnyError, Bulkhead, Call, CircuitBreaker, CircuitOpen, CircuitState, Pipeline, RetryBudget,
-    RetryPolicy,
+    AnyError, Bulkhead, Call, CircuitBreaker, CircuitBreakerBuilder, CircuitState, Pipeline,
+    RetryBudget, RetryPolicy, SlidingWindow,
 };
 
 use super::{HOUR, Refused, until};
@@ -12,23 +12,23 @@ use crate::case::{Subject, after_one_poll};
 
 const NAME: &str = "ours";
 
-fn call<T>(
-    breaker: &CircuitBreaker,
-    operation: impl FnOnce() -> Result<T, Refused>,
-) -> Result<Result<T, Refused>, CircuitOpen> {
-    let permit = breaker.try_acquire()?;
-    let result = operation();
-    match &result {
-        Ok(_) => permit.success(),
-        Err(_) => permit.failure(),
-    }
-    Ok(result)
+/// A breaker whose settings are those of a case.
+fn built(builder: CircuitBreakerBuilder) -> CircuitBreaker {
+    builder.build().expect("the settings are valid")
+}
+
+/// Opened by half of its calls failing, however few in a row.
+fn judged_by_rate() -> CircuitBreakerBuilder {
+    CircuitBreaker::builder("bench").without_fail_max().failure_rate(0.5)
+}
+
+fn calls(breaker: CircuitBreaker) -> Subject {
+    Subject::calls(NAME, move |i| breaker.call_blocking(|| Ok::<_, Refused>(i)))
 }
 
 /// Closed, opened by failures in a row, called without a future.
 pub fn closed() -> Subject {
-    let breaker = CircuitBreaker::new("bench");
-    Subject::calls(NAME, move |i| call(&breaker, || Ok(i)))
+    calls(CircuitBreaker::new("bench"))
 }
 
 /// The same, around a ready future.
@@ -37,28 +37,38 @@ pub fn closed_async() -> Subject {
     Subject::polls(NAME, async move |i| breaker.call(|| async { Ok::<_, Refused>(i) }).await)
 }
 
+/// Closed, with a window of 100 calls.
+pub fn count_window() -> Subject {
+    calls(built(judged_by_rate().window(SlidingWindow::Calls(100))))
+}
+
+/// Closed, with a window of ten seconds.
+pub fn time_window() -> Subject {
+    calls(built(judged_by_rate().window(SlidingWindow::Time(Duration::from_secs(10)))))
+}
+
+/// Closed, with a window of 100 calls, of which slow ones count too.
+pub fn slow_calls() -> Subject {
+    let builder = judged_by_rate().window(SlidingWindow::Calls(100));
+    calls(built(builder.slow_call_rate(0.5, Duration::from_secs(1))))
+}
+
 /// Open for as long as it is measured.
 pub fn open() -> Subject {
-    let breaker = CircuitBreaker::builder("bench").fail_max(1).reset_timeout(HOUR);
-    let breaker = breaker.build().expect("the settings are valid");
-    let _ = call(&breaker, || Err::<u64, _>(Refused));
+    let breaker = built(CircuitBreaker::builder("bench").fail_max(1).reset_timeout(HOUR));
+    let _ = breaker.call_blocking(|| Err::<u64, _>(Refused));
     assert_eq!(breaker.state(), CircuitState::Open);
-    Subject::calls(NAME, move |i| call(&breaker, || Ok(i)))
+    calls(breaker)
 }
 
 /// Half-open for as long as it is measured.
 pub fn half_open() -> Subject {
-    let breaker = CircuitBreaker::builder("bench")
-        .fail_max(1)
-        .success_threshold(u32::MAX)
-        .reset_timeout(Duration::from_millis(1))
-        .probe_lease(HOUR)
-        .build()
-        .expect("the settings are valid");
-    let _ = call(&breaker, || Err::<u64, _>(Refused));
-    until(|| call(&breaker, || Ok(1)).is_ok());
+    let builder = CircuitBreaker::builder("bench").fail_max(1).success_threshold(u32::MAX);
+    let breaker = built(builder.reset_timeout(Duration::from_millis(1)).probe_lease(HOUR));
+    let _ = breaker.call_blocking(|| Err::<u64, _>(Refused));
+    until(|| breaker.call_blocking(|| Ok::<_, Refused>(1)).is_ok());
     assert_eq!(breaker.state(), CircuitState::HalfOpen);
-    Subject::calls(NAME, move |i| call(&breaker, || Ok(i)))
+    calls(breaker)
 }
 
 /// Every layer that a connector puts around a call.
