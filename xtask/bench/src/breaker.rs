@@ -49,6 +49,10 @@ fn closed_async() -> Case {
 
 fn windows() -> Vec<Case> {
     let count = vec![ours::count_window(), recloser::closed(), tower_resilience::count_window()];
+    let shared = || {
+        let subjects = vec![ours::count_window(), recloser::closed()];
+        Case::new("breaker: closed + success, window of 100 calls", subjects)
+    };
     let time =
         vec![ours::time_window(), clock(), seatbelt::closed(), tower_resilience::time_window()];
     let slow = vec![ours::slow_calls(), clock(), tower_resilience::slow_calls()];
@@ -56,6 +60,8 @@ fn windows() -> Vec<Case> {
         Case::new("breaker: closed + success, window of 100 calls", count)
             .claim(Claim::Times(0.6, "recloser"))
             .allocates_nothing(),
+        shared().threads(2).claim(Claim::Compared("recloser")),
+        shared().threads(4).claim(Claim::Compared("recloser")),
         Case::new("breaker: closed + success, window of time", time)
             .claim(Claim::Above(15.0, "clock read"))
             .allocates_nothing(),

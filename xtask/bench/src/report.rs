@@ -148,22 +148,23 @@ impl Report {
 }
 
 fn line(row: &Row) -> String {
-    let measured = match (&row.seen, row.quartiles) {
-        (Some(seen), _) => seen.clone(),
-        (None, Some((low, high))) => {
-            format!("{:>9.1} {} ({low:.1} to {high:.1})", row.value, row.unit)
-        }
-        (None, None) => format!("{:>9.1} {}", row.value, row.unit),
-    };
-    let ratio = match (row.ratio, row.against) {
-        (Some(ratio), Some(against)) => format!("{ratio:.2} × {against}"),
-        _ => String::new(),
-    };
     let verdict = match &row.target {
         Some(target) => format!("{target}: {}", if row.ok { "ok" } else { "MISSED" }),
         None => String::new(),
     };
-    format!("  {:<18}{measured:<36}{ratio:<26}{verdict}", row.subject).trim_end().to_owned()
+    let found = match (&row.seen, row.quartiles) {
+        (Some(seen), _) => format!("{seen:<54}"),
+        (None, Some((low, high))) => {
+            format!("{:<36}", format!("{:>9.1} {} ({low:.1} to {high:.1})", row.value, row.unit))
+        }
+        (None, None) => format!("{:<36}", format!("{:>9.1} {}", row.value, row.unit)),
+    };
+    let ratio = match (row.ratio, row.against) {
+        (Some(ratio), Some(against)) => format!("{:<28}", format!("{ratio:.2} × {against}")),
+        _ if row.quartiles.is_some() => " ".repeat(28),
+        _ => String::new(),
+    };
+    format!("  {:<20}{found}{ratio}{verdict}", row.subject).trim_end().to_owned()
 }
 
 #[cfg(test)]
