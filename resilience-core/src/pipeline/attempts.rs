@@ -195,7 +195,8 @@ impl Layers {
         record: &Record<'_>,
     ) -> Result<(), Ended<E>> {
         match deadline.has_passed(now) {
-            true => Err(Ended::Refused(record.deadline_exceeded(Blame::Service).into())),
+            // What was not asked for an answer is not late with it.
+            true => Err(Ended::Refused(record.deadline_exceeded(Blame::Local).into())),
             false => Ok(()),
         }
     }
