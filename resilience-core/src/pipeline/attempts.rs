@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use super::record::Record;
 use super::{Attempt, Guard, Layers};
-use crate::deadline::later;
+use crate::deadline::{Within, later};
 use crate::hedge::Standing;
 use crate::limited::Limited;
 use crate::nesting::{self, Inner};
@@ -26,14 +26,14 @@ const TOO_SHORT_TO_JUDGE: Duration = Duration::from_millis(10);
 pub(super) enum Ended<E> {
     /// It was not made, or was cut off by the call's own deadline: an earlier error tells more.
     Refused(CallError<E>),
-    /// It was made and failed.
-    Failed(CallError<E>, Verdict),
+    /// It was made and failed; and what a pipeline within it that retries said last.
+    Failed(CallError<E>, Verdict, Option<Inner>),
 }
 
 impl<E> Ended<E> {
     pub(super) fn into_error(self) -> CallError<E> {
         match self {
-            Self::Refused(error) | Self::Failed(error, _) => error,
+            Self::Refused(error) | Self::Failed(error, ..) => error,
         }
     }
 }
@@ -43,7 +43,7 @@ pub(super) fn standing<T, E>(result: &Result<T, Ended<E>>, idempotent: bool) -> 
     match result {
         Ok(_) => Standing::Decides,
         Err(Ended::Refused(_)) => Standing::Refused,
-        Err(Ended::Failed(_, verdict)) if verdict.may_repeat(idempotent) => Standing::Failed,
+        Err(Ended::Failed(_, verdict, _)) if verdict.may_repeat(idempotent) => Standing::Failed,
         Err(Ended::Failed(..)) => Standing::Decides,
     }
 }
@@ -52,8 +52,6 @@ impl Layers {
     /// Attempts until one succeeds, or none may follow.
     pub(super) async fn attempts<T, E, Fut>(
         &self,
-        idempotent: bool,
-        deadline: Deadline,
         classifier: &impl Classify<E>,
         operation: &mut impl FnMut(Attempt) -> Fut,
         record: &Record<'_>,
@@ -66,36 +64,32 @@ impl Layers {
         // The first begins with the call: it needs no look at the clock of its own.
         let mut now = record.started;
         loop {
-            let attempt = self.attempt(now, deadline, classifier, operation, record);
-            let mut attempt = pin!(nesting::listen(attempt));
-            let ended = attempt.as_mut().await;
-            let (error, verdict) = match ended {
+            let ended = self.attempt(&now, classifier, operation, record).await;
+            let (error, verdict, inner) = match ended {
                 Ok(value) => return Ok(value),
                 Err(Ended::Refused(error)) => return Err(last.unwrap_or(Ended::Refused(error))),
-                Err(Ended::Failed(error, verdict)) => (error, verdict),
+                Err(Ended::Failed(error, verdict, inner)) => (error, verdict, inner),
             };
-            let inner = nesting::heard(attempt);
             if inner.is_some() && self.retry.max_retries() > 0 {
                 self.nested.get_or_init(|| Unwise::NestedRetries.report(&self.name));
             }
             // Waiting for an open circuit would only end in its refusal.
-            let may_repeat = verdict.may_repeat(idempotent)
+            let may_repeat = verdict.may_repeat(record.idempotent)
                 && !self.guard.as_ref().is_some_and(Guard::is_open)
                 && inner != Some(Inner::GaveUp);
             retries.budgeted = verdict.blame != Blame::Local;
-            match retries.next(may_repeat, verdict.retry_after, Some(deadline)) {
+            match retries.next(may_repeat, verdict.retry_after, Some(record.deadline)) {
                 Some(delay) => tokio::time::sleep(delay).await,
-                None => return Err(Ended::Failed(error, verdict)),
+                None => return Err(Ended::Failed(error, verdict, inner)),
             }
-            last = Some(Ended::Failed(error, verdict));
+            last = Some(Ended::Failed(error, verdict, inner));
             now = Instant::now();
         }
     }
 
     async fn attempt<T, E, Fut>(
         &self,
-        mut now: Instant,
-        deadline: Deadline,
+        now: &Instant,
         classifier: &impl Classify<E>,
         operation: &mut impl FnMut(Attempt) -> Fut,
         record: &Record<'_>,
@@ -103,24 +97,23 @@ impl Layers {
     where
         Fut: Future<Output = Result<T, E>>,
     {
-        self.in_time(now, deadline, record)?;
+        in_time(*now, record)?;
         let permit = self.guard.as_ref().map(Guard::admit).transpose()?;
-        let asked = now;
+        let (asked, mut now) = (now, *now);
         let _place = match &self.bulkhead {
             None => None,
             Some(bulkhead) => Some(match bulkhead.try_acquire() {
                 Some(place) => place,
                 None => {
-                    let place = bulkhead.acquire(deadline).await;
+                    let place = bulkhead.acquire(record.deadline).await;
                     now = Instant::now();
+                    in_time(now, record)?;
                     place.map_err(|full| Ended::Refused(full.into()))?
                 }
             }),
         };
-        self.in_time(now, deadline, record)?;
-        let waited = now - asked;
         let setting = self.timeout.current();
-        let until = Deadline::at(later(now, setting)).min(deadline);
+        let until = Deadline::at(later(now, setting)).min(record.deadline);
         let attempt = Attempt { number: record.next_attempt(), deadline: until };
         let limit = until.remaining_at(now);
         tracing::debug!(target: "shared_external::pipeline", name = %self.name, operation = record.operation, attempt = attempt.number, ?limit, "attempt");
@@ -131,17 +124,18 @@ impl Layers {
             }
             operation(attempt).await.map_err(Struck::Inner)
         };
-        let work = Limited::new(Watched::new(permit, until.scope(work)), until.instant());
+        let work = nesting::listen(Within::new(until, work));
+        let work = Limited::new(Watched::new(permit, work), until.instant());
         let mut work = pin!(work);
         match work.as_mut().await {
-            Some((permit, Ok(value))) => {
+            Some((permit, (Ok(value), _))) => {
                 settle(permit, Outcome::Success);
                 if self.timeout.is_learned() {
                     self.timeout.record(now.elapsed());
                 }
                 Ok(value)
             }
-            Some((permit, Err(Struck::Inner(error)))) => {
+            Some((permit, (Err(Struck::Inner(error)), inner))) => {
                 let mut verdict = classifier.verdict(&error);
                 if verdict.blame == Blame::Service {
                     let ended = Instant::now();
@@ -152,18 +146,19 @@ impl Layers {
                 settle(permit, verdict.blame.outcome());
                 let (attempts, elapsed) = (record.attempts(), Some(record.started.elapsed()));
                 let failed = Failed { error, verdict, attempts, elapsed };
-                Err(Ended::Failed(CallError::Inner(failed), verdict))
+                Err(Ended::Failed(CallError::Inner(failed), verdict, inner))
             }
             #[cfg(feature = "chaos")]
-            Some((permit, Err(Struck::Injected(injected)))) => {
+            Some((permit, (Err(Struck::Injected(injected)), _))) => {
                 settle(permit, Outcome::Failure);
                 let verdict = injected.verdict();
-                Err(Ended::Failed(injected.into(), verdict))
+                Err(Ended::Failed(injected.into(), verdict, None))
             }
             None => {
                 let ended = Instant::now();
                 // Nor is it the service's fault if our own queue took a good part of the time it
                 // needed, or if this process stood still.
+                let waited = now - *asked;
                 let starved = limit < setting && waited > (waited + limit) / 4;
                 let stood_still = !heartbeat::was_fair(now, ended, limit);
                 let outcome = match limit < TOO_SHORT_TO_JUDGE || starved {
@@ -177,27 +172,23 @@ impl Layers {
                     self.timeout.record_timeout(limit);
                 }
                 let blame = if stood_still { Blame::Local } else { Blame::Service };
-                if deadline.has_passed(ended) {
+                if record.deadline.has_passed(ended) {
                     return Err(Ended::Refused(record.deadline_exceeded(blame).into()));
                 }
                 let (name, attempts) = (Arc::clone(&self.name), record.attempts());
                 let timeout = AttemptTimeout { name, attempts, limit, blame };
                 let verdict = Verdict { blame, ..Verdict::service(Replay::IfIdempotent) };
-                Err(Ended::Failed(timeout.into(), verdict))
+                Err(Ended::Failed(timeout.into(), verdict, None))
             }
         }
     }
+}
 
-    fn in_time<E>(
-        &self,
-        now: Instant,
-        deadline: Deadline,
-        record: &Record<'_>,
-    ) -> Result<(), Ended<E>> {
-        match deadline.has_passed(now) {
-            true => Err(Ended::Refused(record.deadline_exceeded(Blame::Service).into())),
-            false => Ok(()),
-        }
+/// Refuses what would begin past the call's deadline.
+fn in_time<E>(now: Instant, record: &Record<'_>) -> Result<(), Ended<E>> {
+    match record.deadline.has_passed(now) {
+        true => Err(Ended::Refused(record.deadline_exceeded(Blame::Service).into())),
+        false => Ok(()),
     }
 }
 
