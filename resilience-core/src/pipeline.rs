@@ -32,7 +32,7 @@ use crate::{
     Blame, Bulkhead, CallError, CircuitBreaker, Classify, Deadline, DeadlineExceeded, Drained,
     Draining, Hedge, LoadShedder, Rank, RetryBudget, RetryPolicy, Throttle, Timeout,
 };
-use attempts::{Ended, standing};
+use attempts::{Ended, refused, standing};
 use record::Record;
 
 pub use builder::{PipelineBuilder, Unwise};
@@ -180,6 +180,7 @@ impl Pipeline {
         };
         layers.deposit();
         let result = layers.call(call.rank, classifier, &mut operation, &record).await;
+        let result = result.map_err(|ended| ended.error);
         record.end(&result);
         if layers.retry.max_retries() > 0 {
             nesting::tell_the_outer(if result.is_ok() { Inner::Answered } else { Inner::GaveUp });
@@ -260,28 +261,28 @@ impl Layers {
         classifier: &impl Classify<E>,
         operation: &mut impl FnMut(Attempt) -> Fut,
         record: &Record<'_>,
-    ) -> Result<T, CallError<E>>
+    ) -> Result<T, Ended<E>>
     where
         Fut: Future<Output = Result<T, E>>,
     {
         let rank = || rank.unwrap_or_else(Rank::current);
         let shedder = self.shedder.as_ref();
-        let admitted = shedder.map(|shedder| shedder.admit(rank())).transpose()?;
+        let admitted = shedder.map(|shedder| shedder.admit(rank())).transpose().map_err(refused)?;
         #[cfg(feature = "rate-limit")]
         if let Some(limiter) = &self.rate_limit {
-            limiter.acquire(record.deadline).await?;
+            limiter.acquire(record.deadline).await.map_err(refused)?;
         }
         let result = match self.hedge.as_ref().filter(|_| record.idempotent) {
             None => self.attempts(classifier, operation, record).await,
             // Boxed: a call that is not hedged need not have room for one that is.
             Some(hedge) => Box::pin(self.hedged(hedge, classifier, operation, record)).await,
         };
-        if let (Some(admitted), Err(Ended::Refused(CallError::BulkheadFull(_)))) =
-            (admitted, &result)
+        if let (Some(admitted), Err(ended)) = (admitted, &result)
+            && matches!(ended.error, CallError::BulkheadFull(_))
         {
             admitted.refused_behind();
         }
-        result.map_err(Ended::into_error)
+        result
     }
 
     /// The attempts, and the same once more beside them while their answer is late.

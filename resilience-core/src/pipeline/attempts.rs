@@ -22,29 +22,39 @@ use crate::{
 /// An attempt that had less time than this says nothing about the service when it runs out of it.
 const TOO_SHORT_TO_JUDGE: Duration = Duration::from_millis(10);
 
-/// How a call, or one attempt of it, ended without a value.
-pub(super) enum Ended<E> {
-    /// It was not made, or was cut off by the call's own deadline: an earlier error tells more.
-    Refused(CallError<E>),
-    /// It was made and failed; and what a pipeline within it that retries said last.
-    Failed(CallError<E>, Verdict, Option<Inner>),
+/// How a call, or one attempt of it, ended without a value. Boxed, so that a value on its way out
+/// does not carry the room of an error through every layer.
+pub(super) type Ended<E> = Box<End<E>>;
+
+pub(super) struct End<E> {
+    pub(super) error: CallError<E>,
+    /// Of an attempt that was made: what its end means. `None` if it was not made, or was cut off
+    /// by the call's own deadline: an earlier error tells more.
+    made: Option<Made>,
 }
 
-impl<E> Ended<E> {
-    pub(super) fn into_error(self) -> CallError<E> {
-        match self {
-            Self::Refused(error) | Self::Failed(error, ..) => error,
-        }
-    }
+#[derive(Clone, Copy)]
+struct Made {
+    verdict: Verdict,
+    /// What a pipeline within it that retries said last.
+    inner: Option<Inner>,
+}
+
+pub(super) fn refused<E>(error: impl Into<CallError<E>>) -> Ended<E> {
+    Box::new(End { error: error.into(), made: None })
+}
+
+fn failed<E>(error: CallError<E>, verdict: Verdict, inner: Option<Inner>) -> Ended<E> {
+    Box::new(End { error, made: Some(Made { verdict, inner }) })
 }
 
 /// What a call's end means for another of the same call that is in flight.
 pub(super) fn standing<T, E>(result: &Result<T, Ended<E>>, idempotent: bool) -> Standing {
-    match result {
+    match result.as_ref().map_err(|ended| ended.made) {
         Ok(_) => Standing::Decides,
-        Err(Ended::Refused(_)) => Standing::Refused,
-        Err(Ended::Failed(_, verdict, _)) if verdict.may_repeat(idempotent) => Standing::Failed,
-        Err(Ended::Failed(..)) => Standing::Decides,
+        Err(None) => Standing::Refused,
+        Err(Some(made)) if made.verdict.may_repeat(idempotent) => Standing::Failed,
+        Err(Some(_)) => Standing::Decides,
     }
 }
 
@@ -64,11 +74,12 @@ impl Layers {
         // The first begins with the call: it needs no look at the clock of its own.
         let mut now = record.started;
         loop {
-            let ended = self.attempt(&now, classifier, operation, record).await;
-            let (error, verdict, inner) = match ended {
+            let ended = match self.attempt(&now, classifier, operation, record).await {
                 Ok(value) => return Ok(value),
-                Err(Ended::Refused(error)) => return Err(last.unwrap_or(Ended::Refused(error))),
-                Err(Ended::Failed(error, verdict, inner)) => (error, verdict, inner),
+                Err(ended) => ended,
+            };
+            let Some(Made { verdict, inner }) = ended.made else {
+                return Err(last.unwrap_or(ended));
             };
             if inner.is_some() && self.retry.max_retries() > 0 {
                 self.nested.get_or_init(|| Unwise::NestedRetries.report(&self.name));
@@ -80,9 +91,9 @@ impl Layers {
             retries.budgeted = verdict.blame != Blame::Local;
             match retries.next(may_repeat, verdict.retry_after, Some(record.deadline)) {
                 Some(delay) => tokio::time::sleep(delay).await,
-                None => return Err(Ended::Failed(error, verdict, inner)),
+                None => return Err(ended),
             }
-            last = Some(Ended::Failed(error, verdict, inner));
+            last = Some(ended);
             now = Instant::now();
         }
     }
@@ -108,7 +119,7 @@ impl Layers {
                     let place = bulkhead.acquire(record.deadline).await;
                     now = Instant::now();
                     in_time(now, record)?;
-                    place.map_err(|full| Ended::Refused(full.into()))?
+                    place.map_err(refused)?
                 }
             }),
         };
@@ -117,16 +128,19 @@ impl Layers {
         let attempt = Attempt { number: record.next_attempt(), deadline: until };
         let limit = until.remaining_at(now);
         tracing::debug!(target: "shared_external::pipeline", name = %self.name, operation = record.operation, attempt = attempt.number, ?limit, "attempt");
-        let work = async {
-            #[cfg(feature = "chaos")]
-            if let Some(chaos) = &self.chaos {
-                chaos.strike().await.map_err(Struck::Injected)?;
-            }
-            operation(attempt).await.map_err(Struck::Inner)
-        };
-        let work = nesting::listen(Within::new(until, work));
-        let work = Limited::new(Watched::new(permit, work), until.instant());
-        let mut work = pin!(work);
+        let mut work = pin!(Limited::new(
+            Watched::new(
+                permit,
+                nesting::listen(Within::new(until, async {
+                    #[cfg(feature = "chaos")]
+                    if let Some(chaos) = &self.chaos {
+                        chaos.strike().await.map_err(Struck::Injected)?;
+                    }
+                    operation(attempt).await.map_err(Struck::Inner)
+                })),
+            ),
+            until.instant(),
+        ));
         match work.as_mut().await {
             Some((permit, (Ok(value), _))) => {
                 settle(permit, Outcome::Success);
@@ -145,14 +159,14 @@ impl Layers {
                 }
                 settle(permit, verdict.blame.outcome());
                 let (attempts, elapsed) = (record.attempts(), Some(record.started.elapsed()));
-                let failed = Failed { error, verdict, attempts, elapsed };
-                Err(Ended::Failed(CallError::Inner(failed), verdict, inner))
+                let error = CallError::Inner(Failed { error, verdict, attempts, elapsed });
+                Err(failed(error, verdict, inner))
             }
             #[cfg(feature = "chaos")]
             Some((permit, (Err(Struck::Injected(injected)), _))) => {
                 settle(permit, Outcome::Failure);
                 let verdict = injected.verdict();
-                Err(Ended::Failed(injected.into(), verdict, None))
+                Err(failed(injected.into(), verdict, None))
             }
             None => {
                 let ended = Instant::now();
@@ -173,12 +187,12 @@ impl Layers {
                 }
                 let blame = if stood_still { Blame::Local } else { Blame::Service };
                 if record.deadline.has_passed(ended) {
-                    return Err(Ended::Refused(record.deadline_exceeded(blame).into()));
+                    return Err(refused(record.deadline_exceeded(blame)));
                 }
                 let (name, attempts) = (Arc::clone(&self.name), record.attempts());
                 let timeout = AttemptTimeout { name, attempts, limit, blame };
                 let verdict = Verdict { blame, ..Verdict::service(Replay::IfIdempotent) };
-                Err(Ended::Failed(timeout.into(), verdict, None))
+                Err(failed(timeout.into(), verdict, None))
             }
         }
     }
@@ -187,7 +201,7 @@ impl Layers {
 /// Refuses what would begin past the call's deadline.
 fn in_time<E>(now: Instant, record: &Record<'_>) -> Result<(), Ended<E>> {
     match record.deadline.has_passed(now) {
-        true => Err(Ended::Refused(record.deadline_exceeded(Blame::Service).into())),
+        true => Err(refused(record.deadline_exceeded(Blame::Service))),
         false => Ok(()),
     }
 }
@@ -204,11 +218,11 @@ impl Guard {
         match self {
             Self::Breaker(breaker) => match breaker.lend() {
                 Ok(lent) => Ok(GuardPermit::Breaker(lent)),
-                Err(open) => Err(Ended::Refused(open.into())),
+                Err(open) => Err(refused(open)),
             },
             Self::Throttle(throttle) => match throttle.try_acquire() {
                 Ok(permit) => Ok(GuardPermit::Throttle(permit)),
-                Err(throttled) => Err(Ended::Refused(throttled.into())),
+                Err(throttled) => Err(refused(throttled)),
             },
         }
     }
