@@ -48,7 +48,7 @@ impl Bench {
         }
         match missed.is_empty() {
             true => Ok(()),
-            false => bail!("a target is missed; to repeat it: {}", missed.join("; ")),
+            false => bail!("not as claimed; to repeat it: {}", missed.join("; ")),
         }
     }
 }

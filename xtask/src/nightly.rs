@@ -1,11 +1,14 @@
 //! `cargo xtask nightly`: what takes too long for every change.
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use clap::Args;
 
+use crate::cargo::Cargo;
 use crate::demo::Demo;
+use crate::interrupt;
+use crate::progress::say;
 
-/// Run what takes too long for `ci`: the whole demo
+/// Run what takes too long for `ci`: a hundred thousand simulated worlds, and the whole demo
 #[derive(Debug, Args)]
 pub struct Nightly {}
 
@@ -14,8 +17,21 @@ impl Nightly {
     ///
     /// # Errors
     ///
-    /// If a claim of the demo fails.
+    /// If a promise is broken in one of the worlds, or a claim of the demo fails.
     pub fn run(self) -> Result<()> {
+        interrupt::catch()?;
+        for cargo in [simulation()] {
+            say("nightly", &cargo);
+            if !cargo.run(&[])?.success() {
+                bail!("to repeat it: {cargo}");
+            }
+        }
         Demo { serve: false }.run()
     }
+}
+
+/// Whole pipelines in worlds that seeds draw.
+fn simulation() -> Cargo {
+    let tests = "test --locked --release -p resilience-core --all-features --test simulation";
+    Cargo::new(tests).args(["--", "--nocapture"]).env("SIMULATION_SEEDS", "100000")
 }

@@ -1,0 +1,210 @@
+//! The promises as assertions on a trace: each fact in turn, beside what it may be by the rules alone.
+
+use std::time::Duration;
+
+use resilience_core::{CircuitState, Outcome};
+
+use crate::calls::{CallLedger, Running};
+use crate::coverage::{Cell, Coverage};
+use crate::laws::{Laws, ServiceLaws};
+use crate::ledger::{Effect, Holder, Ledger};
+use crate::trace::{Fact, Trace};
+
+/// A promise that was not kept, by its number in the list of promises.
+#[derive(Debug)]
+pub(crate) struct Broken {
+    promise: u8,
+    what: String,
+}
+
+pub(crate) fn require(
+    promise: u8,
+    kept: bool,
+    what: impl FnOnce() -> String,
+) -> Result<(), Broken> {
+    if kept { Ok(()) } else { Err(Broken { promise, what: what() }) }
+}
+
+/// Reads a trace to its end, or to the first promise that it breaks.
+pub(crate) fn judge(trace: &Trace, laws: &Laws) -> Result<Coverage, String> {
+    let mut judge = Judge::new(laws);
+    for (index, (at, fact)) in trace.facts.iter().enumerate() {
+        judge.hear(*at, *fact).map_err(|Broken { promise, what }| {
+            format!("promise {promise} broken at {at:?} (fact {index}: {fact:?}): {what}")
+        })?;
+    }
+    judge
+        .finish()
+        .map_err(|Broken { promise, what }| format!("promise {promise} broken: {what}"))?;
+    Ok(judge.reached)
+}
+
+/// What is known so far.
+pub(crate) struct Judge<'a> {
+    pub(crate) laws: &'a Laws,
+    pub(crate) calls: Vec<CallLedger>,
+    pub(crate) circuits: Vec<Option<Ledger>>,
+    pub(crate) budgets: Vec<Spending>,
+    /// Each drain that has begun: its service, its deadline, and whether it still runs.
+    pub(crate) drains: Vec<(usize, Duration, bool)>,
+    pub(crate) dropped: Vec<usize>,
+    pub(crate) reached: Coverage,
+}
+
+/// What a budget was paid for, and what it gave.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Spending {
+    pub(crate) calls: u64,
+    /// Retries that were to be made, and those that were.
+    pub(crate) scheduled: u64,
+    pub(crate) made: u64,
+}
+
+impl<'a> Judge<'a> {
+    fn new(laws: &'a Laws) -> Self {
+        let circuits = laws.services.iter().map(|laws| laws.breaker.clone().map(Ledger::new));
+        Self {
+            laws,
+            calls: Vec::new(),
+            circuits: circuits.collect(),
+            budgets: vec![Spending::default(); laws.budgets.len()],
+            drains: Vec::new(),
+            dropped: Vec::new(),
+            reached: Coverage::default(),
+        }
+    }
+
+    fn hear(&mut self, at: Duration, fact: Fact) -> Result<(), Broken> {
+        match fact {
+            Fact::Began { call, task, service, kind, deadline, fallback, around } => {
+                let budget = self.service_laws(service).budget;
+                let draining = self.drains.iter().any(|(drained, ..)| *drained == service);
+                if let (Some(budget), false) = (budget, draining) {
+                    self.budgets[budget].calls += 1;
+                }
+                if let Some(outer) = around {
+                    self.calls[outer].has_inner = true;
+                }
+                require(5, call == self.calls.len(), || {
+                    "a call's beginning is missing".to_owned()
+                })?;
+                let at = (at, deadline);
+                self.calls
+                    .push(CallLedger::new(task, service, kind, at, fallback, around, draining));
+                Ok(())
+            }
+            Fact::Attempted { call, number, deadline, generation } => {
+                self.attempted(at, call, Running { number, deadline, stalled: false }, generation)
+            }
+            Fact::Executed { call } => self.executed(call),
+            Fact::Answered { call, number, answer } => {
+                self.answered(at, call, number, answer);
+                Ok(())
+            }
+            Fact::Panicked { call, number } => {
+                let probing = self.is_half_open(self.calls[call].service);
+                self.reached.note(Cell::OperationPanicked);
+                self.reached.note_if(probing, Cell::ProbePanicked);
+                self.attempt_ended(at, call, number, Effect::Failure);
+                Ok(())
+            }
+            Fact::Cut { call, number } => self.cut(at, call, number),
+            Fact::RetryDue { call, attempts, delay } => self.retry_due(at, call, attempts, delay),
+            Fact::BudgetEmpty { .. } => {
+                self.reached.note(Cell::BudgetEmpty);
+                require(12, !self.laws.innocent, || "a budget was spent on healthy services".into())
+            }
+            Fact::Reported { call, outcome, attempts } => {
+                let known = &mut self.calls[call];
+                require(5, known.reported.is_none(), || "a call was reported twice".to_owned())?;
+                require(5, attempts == known.attempts, || {
+                    format!("{attempts} attempts were reported, {} were made", known.attempts)
+                })?;
+                known.reported = Some((outcome, attempts));
+                self.leave_queue(at, call);
+                Ok(())
+            }
+            Fact::FellBack { call } => {
+                self.calls[call].fell_back = true;
+                self.reached.note(Cell::FellBack);
+                Ok(())
+            }
+            Fact::Ended { call, end } => self.ended(at, call, end),
+            Fact::Gone { call } => {
+                self.close(at, call);
+                Ok(())
+            }
+            Fact::Dropped { task } => {
+                self.dropped(task);
+                Ok(())
+            }
+            Fact::Crashed { .. } => Ok(()),
+            Fact::Changed { service, from, to, generation, committed } => {
+                require(5, committed, || "observers were told before it was so".to_owned())?;
+                require(12, !self.laws.innocent || from != CircuitState::Closed, || {
+                    "the circuit of a healthy service opened".to_owned()
+                })?;
+                let circuit = self.circuits[service].as_mut().expect("it has a breaker");
+                circuit.change(at, (from, to), generation, &mut self.reached)
+            }
+            Fact::Held { service, permit, generation } => {
+                let circuit = self.circuits[service].as_mut().expect("it has a breaker");
+                circuit.admit(at, Holder::Permit(permit), generation, &mut self.reached)
+            }
+            Fact::Settled { service, permit, outcome } => {
+                let effect = match outcome {
+                    Outcome::Success => Effect::Success,
+                    Outcome::Failure => Effect::Failure,
+                    Outcome::Excluded | Outcome::Cancelled => Effect::Neutral,
+                };
+                let circuit = self.circuits[service].as_mut().expect("it has a breaker");
+                circuit.settle(at, Holder::Permit(permit), effect, &mut self.reached);
+                Ok(())
+            }
+            Fact::Refused { state, .. } => {
+                self.reached.note_if(state == CircuitState::Open, Cell::RefusedOpen);
+                self.reached.note_if(state == CircuitState::HalfOpen, Cell::RefusedHalfOpen);
+                Ok(())
+            }
+            Fact::Stalled { .. } => {
+                self.stalled();
+                Ok(())
+            }
+            Fact::DrainBegan { service, deadline } => {
+                self.drains.push((service, deadline, true));
+                Ok(())
+            }
+            Fact::DrainEnded { service, abandoned } => {
+                let inside = self.calls.iter().filter(|call| call.open && call.service == service);
+                let inside = inside.filter(|call| call.reported.is_none()).count();
+                for (_, _, runs) in self.drains.iter_mut().filter(|drain| drain.0 == service) {
+                    *runs = false;
+                }
+                self.reached.note_if(abandoned > 0, Cell::DrainAbandoned);
+                self.reached.note_if(abandoned == 0, Cell::DrainedEmpty);
+                require(9, abandoned == inside, || {
+                    format!("{abandoned} calls were said to be abandoned, {inside} run")
+                })
+            }
+            Fact::Seen { task, service, look } => self.seen(at, task, service, &look),
+            Fact::Idle => self.idle(at),
+            Fact::Stuck => require(9, false, || "somebody waits for what never comes".to_owned()),
+            Fact::Recovered { service, state } => {
+                let circuit = self.circuits[service].as_ref();
+                let forgotten = circuit.is_some_and(Ledger::has_any_out);
+                self.reached.note_if(forgotten, Cell::ForgottenPermit);
+                let open = state.is_some_and(|state| state != CircuitState::Closed);
+                require(1, !open, || format!("it is stuck in {state:?}"))
+            }
+        }
+    }
+
+    pub(crate) fn service_laws(&self, service: usize) -> &'a ServiceLaws {
+        &self.laws.services[service]
+    }
+
+    pub(crate) fn is_half_open(&self, service: usize) -> bool {
+        let circuit = self.circuits[service].as_ref();
+        circuit.is_some_and(|circuit| circuit.state() == CircuitState::HalfOpen)
+    }
+}

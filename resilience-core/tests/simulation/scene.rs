@@ -1,0 +1,434 @@
+//! What a seed draws: services with their layers, and who calls them how. Everything goes through the public API.
+
+use std::cell::{Cell, RefCell};
+use std::panic::resume_unwind;
+use std::rc::Rc;
+use std::time::Duration;
+
+use fastrand::Rng;
+use resilience_core::{
+    Attempt, Blame, Bulkhead, Call, CallError, CircuitBreaker, CircuitState, Deadline, Drained,
+    Outcome, Permit, Pipeline, Replay, RetryBudget, RetryPolicy, Verdict,
+};
+use tokio::time::{Instant, sleep};
+
+use crate::laws::{Case, Laws, ServiceLaws};
+use crate::service::{Answer, Behaviour, Fault, Script, serve};
+use crate::trace::{self, End, Fact, Kind, Look, OpenCall, Planned, record};
+use crate::world::{Role, jump, spawn};
+
+/// The storm lasts this long; later calls find fine weather.
+const STORM: Duration = Duration::from_secs(5);
+
+/// The services of one run and what they share.
+pub(crate) struct Scene {
+    services: Vec<Service>,
+    rng: RefCell<Rng>,
+    permits: Cell<usize>,
+    /// Permits that their holders forgot: given back when the run is over.
+    forgotten: RefCell<Vec<(usize, usize, Permit)>>,
+    /// What was last seen of each service, and how long the trace was then.
+    looks: RefCell<(usize, Vec<Option<Look>>)>,
+}
+
+struct Service {
+    pipeline: Pipeline,
+    breaker: Option<CircuitBreaker>,
+    bulkhead: Option<Bulkhead>,
+    script: Script,
+    deadline: Duration,
+}
+
+/// One call to be made.
+#[derive(Clone, Debug)]
+struct Plan {
+    service: usize,
+    kind: Kind,
+    start: Duration,
+    deadline: Option<Duration>,
+    scope: Option<Duration>,
+    fallback: Option<Behaviour>,
+    /// The service that the operation calls in its turn.
+    inner: Option<usize>,
+}
+
+impl Scene {
+    pub(crate) fn draw(rng: &mut Rng, case: Case) -> (Rc<Self>, Laws) {
+        let innocent = case != Case::Any;
+        let laws = Laws::draw(rng, case);
+        let budgets = laws.budgets.iter().map(|(ratio, burst)| RetryBudget::new(*ratio, *burst));
+        let budgets: Vec<_> = budgets.map(|budget| budget.expect("drawn within range")).collect();
+        let mut services = Vec::new();
+        for (index, settings) in laws.services.iter().enumerate() {
+            let script = match innocent {
+                true => Script::innocent(rng, settings.latency),
+                false => Script::draw(rng, STORM, settings.latency),
+            };
+            services.push(Service::build(index, settings, &budgets, script, rng));
+        }
+        let scene = Rc::new(Self {
+            looks: RefCell::new((0, vec![None; services.len()])),
+            services,
+            rng: RefCell::new(rng.fork()),
+            permits: Cell::default(),
+            forgotten: RefCell::default(),
+        });
+        scene.people(rng, innocent);
+        (scene, laws)
+    }
+
+    pub(crate) fn breakers(&self) -> Vec<Option<CircuitBreaker>> {
+        self.services.iter().map(|service| service.breaker.clone()).collect()
+    }
+
+    /// Spawns everybody who will call.
+    fn people(self: &Rc<Self>, rng: &mut Rng, innocent: bool) {
+        let services = self.services.len();
+        for _ in 0..rng.usize(20..60) {
+            let service = rng.usize(..services);
+            let maybe = |rng: &mut Rng, of: u8, from, to| {
+                (!innocent && rng.u8(..of) == 0).then(|| Duration::from_millis(rng.u64(from..to)))
+            };
+            let plan = Plan {
+                service,
+                kind: [Kind::Read, Kind::Write, Kind::WriteIdempotent][rng.usize(..3)],
+                // In herds, so that they meet.
+                start: Duration::from_millis(rng.u64(..50) * 100 + rng.u64(..20)),
+                deadline: maybe(rng, 4, 0, 1_500),
+                scope: maybe(rng, 6, 1, 2_000),
+                fallback: (rng.u8(..4) == 0).then(|| draw_fallback(rng)),
+                inner: (rng.u8(..3) == 0 && service + 1 < services && !innocent)
+                    .then(|| rng.usize(service + 1..services)),
+            };
+            let drop_after = (rng.u8(..6) == 0).then(|| rng.u32(1..6));
+            let scene = Rc::clone(self);
+            spawn(Role::Client { drop_after }, async move { scene.call(plan).await });
+        }
+        for _ in 0..rng.usize(..12) {
+            let (service, start) = (rng.usize(..services), rng.u64(..5_000));
+            let (start, hold) = (Duration::from_millis(start), rng.u64(..800));
+            let outcome = match innocent {
+                true => Outcome::Success,
+                false => Outcome::ALL[rng.usize(..4)],
+            };
+            let forget = !innocent && rng.u8(..5) == 0;
+            let scene = Rc::clone(self);
+            spawn(Role::Client { drop_after: None }, async move {
+                sleep(start).await;
+                scene.hold(service, Duration::from_millis(hold), outcome, forget).await;
+            });
+        }
+        if rng.u8(..3) == 0 {
+            let service = rng.usize(..services);
+            let start = Duration::from_millis(rng.u64(1_000..5_000));
+            let within = Duration::from_millis(rng.u64(..1_500));
+            let scene = Rc::clone(self);
+            spawn(Role::Steady, async move {
+                sleep(start).await;
+                let deadline = Deadline::within(within);
+                let limit = trace::time_of(deadline.instant());
+                record(Fact::DrainBegan { service, deadline: limit });
+                let Drained { abandoned } = scene.services[service].pipeline.drain(deadline).await;
+                record(Fact::DrainEnded { service, abandoned });
+            });
+        }
+    }
+
+    async fn call(self: Rc<Self>, plan: Plan) {
+        sleep(plan.start).await;
+        // A caller's own affair.
+        let _ = match plan.scope {
+            Some(within) => Deadline::within(within).scope(self.call_now(&plan, None)).await,
+            None => self.call_now(&plan, None).await,
+        };
+    }
+
+    /// Makes the call, within the attempt of another if it is the inner one.
+    async fn call_now(self: &Rc<Self>, plan: &Plan, around: Option<usize>) -> Result<(), Fault> {
+        let Plan { service: index, kind, .. } = *plan;
+        let service = &self.services[index];
+        let own = plan.deadline.map(Deadline::within);
+        let deadline = own.unwrap_or_else(|| Deadline::within(service.deadline)).inherited();
+        let open =
+            OpenCall::begin(index, kind, deadline.instant(), plan.fallback.is_some(), around);
+        let call = match kind {
+            Kind::Read => Call::read(),
+            Kind::Write => Call::write(),
+            Kind::WriteIdempotent => Call::write_idempotent(),
+        };
+        let call = own.map_or(call, |deadline| call.by(deadline));
+        let id = open.id;
+        let operation = |attempt| self.attempt(plan, id, attempt);
+        let Some(fallback) = plan.fallback else {
+            let result = service.pipeline.run(call, &Fault::read, operation).await;
+            return tell(open, result);
+        };
+        let falling_back = |_| async move {
+            record(Fact::FellBack { call: id });
+            serve(usize::MAX, fallback).await.map_err(Alternative::Failed)
+        };
+        let result = service.pipeline.run_or(call, &Fault::read, operation, falling_back).await;
+        match result {
+            Err(Alternative::Primary(error)) => tell(open, Err(error)),
+            Err(Alternative::Failed(fault)) => {
+                open.end(End::FallbackError);
+                Err(fault)
+            }
+            Ok(()) => tell(open, Ok(())),
+        }
+    }
+
+    fn attempt(
+        self: &Rc<Self>,
+        plan: &Plan,
+        call: usize,
+        attempt: Attempt,
+    ) -> impl Future<Output = Result<(), Fault>> + use<> {
+        let service = &self.services[plan.service];
+        let generation = service.breaker.as_ref().map(|breaker| breaker.snapshot().generation);
+        let (number, deadline) = (attempt.number, trace::time_of(attempt.deadline.instant()));
+        record(Fact::Attempted { call, number, deadline, generation });
+        let guard = InAttempt { call, number, answered: false };
+        let now = trace::time_of(Instant::now());
+        let behaviour = service.script.behaviour(&mut self.rng.borrow_mut(), now);
+        if matches!(behaviour, Behaviour::PanicAtOnce) {
+            resume_unwind(Box::new(Planned));
+        }
+        let inner = plan.inner.map(|service| Plan {
+            service,
+            start: Duration::ZERO,
+            deadline: None,
+            scope: None,
+            fallback: None,
+            inner: None,
+            ..plan.clone()
+        });
+        let scene = Rc::clone(self);
+        async move {
+            let result = match inner {
+                Some(plan) => Box::pin(scene.call_now(&plan, Some(call))).await,
+                None => serve(call, behaviour).await,
+            };
+            guard.answer(Answer(result.err()));
+            result
+        }
+    }
+
+    /// Uses the breaker of a service by itself.
+    async fn hold(&self, service: usize, time: Duration, outcome: Outcome, forget: bool) {
+        let Some(breaker) = &self.services[service].breaker else { return };
+        let Some((id, permit)) = self.acquire(service, breaker) else { return };
+        let mut held = Holding { service, id, permit: Some(permit) };
+        sleep(time).await;
+        let permit = held.permit.take().expect("it was put there");
+        if forget {
+            self.forgotten.borrow_mut().push((service, id, permit));
+            return;
+        }
+        record(Fact::Settled { service, permit: id, outcome });
+        permit.settle(outcome);
+    }
+
+    fn acquire(&self, service: usize, breaker: &CircuitBreaker) -> Option<(usize, Permit)> {
+        let Ok(permit) = breaker.try_acquire() else {
+            record(Fact::Refused { service, state: breaker.state() });
+            return None;
+        };
+        let id = self.permits.get();
+        self.permits.set(id + 1);
+        record(Fact::Held { service, permit: id, generation: permit.generation() });
+        Some((id, permit))
+    }
+
+    /// Records how the layers look from outside, if anything has happened.
+    pub(crate) fn look(&self) {
+        let (seen, looks) = &mut *self.looks.borrow_mut();
+        let happened = trace::len() > *seen;
+        for (index, service) in self.services.iter().enumerate() {
+            let snapshot = service.breaker.as_ref().map(CircuitBreaker::snapshot);
+            let look = Look {
+                state: snapshot.as_ref().map_or(CircuitState::Closed, |seen| seen.state),
+                generation: snapshot.as_ref().map_or(0, |seen| seen.generation),
+                probes_out: snapshot.is_some_and(|seen| {
+                    seen.state == CircuitState::HalfOpen && seen.retry_after.is_some()
+                }),
+                places: service.bulkhead.as_ref().map_or(0, Bulkhead::available),
+                waiting: service.bulkhead.as_ref().map_or(0, Bulkhead::waiting),
+            };
+            if happened || looks[index] != Some(look) {
+                record(Fact::Seen { task: trace::task(), service: index, look });
+                looks[index] = Some(look);
+            }
+        }
+        *seen = trace::len();
+    }
+
+    /// After the storm: no circuit may be stuck, whatever became of its probes.
+    pub(crate) fn recover(&self, laws: &Laws) {
+        for (service, law) in laws.services.iter().enumerate() {
+            let (Some(breaker), Some(law)) = (&self.services[service].breaker, &law.breaker) else {
+                record(Fact::Recovered { service, state: None });
+                continue;
+            };
+            // A lost probe's lease, then the timeout of the circuit that this opens, then good answers.
+            for _ in 0..2 {
+                jump(law.reset_timeout.max(law.probe_lease));
+                for _ in 0..law.success_threshold {
+                    if let Some((permit, held)) = self.acquire(service, breaker) {
+                        let outcome = Outcome::Success;
+                        record(Fact::Settled { service, permit, outcome });
+                        held.settle(outcome);
+                    }
+                }
+            }
+            record(Fact::Recovered { service, state: Some(breaker.state()) });
+        }
+        for (service, permit, held) in self.forgotten.take() {
+            record(Fact::Settled { service, permit, outcome: Outcome::Failure });
+            held.failure();
+        }
+        self.look();
+    }
+}
+
+impl Service {
+    fn build(
+        index: usize,
+        laws: &ServiceLaws,
+        budgets: &[RetryBudget],
+        script: Script,
+        rng: &mut Rng,
+    ) -> Self {
+        let name = format!("service-{index}");
+        let breaker = laws.breaker.as_ref().map(|laws| {
+            CircuitBreaker::builder(&*name)
+                .fail_max(laws.fail_max)
+                .reset_timeout(laws.reset_timeout)
+                .success_threshold(laws.success_threshold)
+                .half_open_max_calls(u32::try_from(laws.half_open_max_calls).expect("it is small"))
+                .probe_lease(laws.probe_lease)
+                .build()
+                .expect("drawn within range")
+        });
+        let bulkhead = laws
+            .bulkhead
+            .map(|(places, wait)| Bulkhead::new(&*name, places, wait).expect("drawn within range"));
+        let mut retry = RetryPolicy::builder()
+            .max_retries(laws.max_retries)
+            .base_delay(laws.max_delay / rng.u32(1..10))
+            .max_delay(laws.max_delay)
+            .jitter(rng.bool())
+            .seed(rng.u64(..));
+        if let Some(budget) = laws.budget {
+            retry = retry.budget(budgets[budget].clone());
+        }
+        let mut pipeline = Pipeline::builder(&*name)
+            .deadline(laws.deadline)
+            .attempt_timeout(laws.attempt_timeout)
+            .retry(retry.build().expect("drawn within range"));
+        if let Some(breaker) = &breaker {
+            pipeline = pipeline.breaker(breaker.clone());
+        }
+        if let Some(bulkhead) = &bulkhead {
+            pipeline = pipeline.bulkhead(bulkhead.clone());
+        }
+        let pipeline = pipeline.build().expect("drawn within range");
+        Self { pipeline, breaker, bulkhead, script, deadline: laws.deadline }
+    }
+}
+
+fn draw_fallback(rng: &mut Rng) -> Behaviour {
+    let after = Duration::from_millis(rng.u64(..200));
+    match rng.u8(..4) {
+        0 => Behaviour::Silence { executes: false },
+        1 => {
+            let fault = Some(Verdict::service(Replay::Never).into());
+            Behaviour::Reply { after, fault, executes: false }
+        }
+        _ => Behaviour::Reply { after, fault: None, executes: false },
+    }
+}
+
+/// Why a call with a fallback has no value.
+enum Alternative {
+    Primary(CallError<Fault>),
+    Failed(Fault),
+}
+
+impl From<CallError<Fault>> for Alternative {
+    fn from(error: CallError<Fault>) -> Self {
+        Self::Primary(error)
+    }
+}
+
+/// Records a call's end; returns what a pipeline around it makes of that.
+fn tell(open: OpenCall, result: Result<(), CallError<Fault>>) -> Result<(), Fault> {
+    let refused = Verdict::local(Replay::Safe);
+    let (end, verdict) = match result {
+        Ok(()) => {
+            open.end(End::Value);
+            return Ok(());
+        }
+        Err(CallError::Inner(failed)) => {
+            let not_executed = matches!(failed.verdict.replay, Replay::Safe | Replay::Transaction);
+            (End::Inner { not_executed }, failed.verdict)
+        }
+        Err(CallError::AttemptTimeout(_)) => {
+            (End::AttemptTimeout, Verdict::service(Replay::IfIdempotent))
+        }
+        Err(CallError::DeadlineExceeded(over)) => {
+            let replay = if over.attempts == 0 { Replay::Safe } else { Replay::IfIdempotent };
+            let verdict = Verdict { blame: Blame::Local, replay, retry_after: None };
+            (End::DeadlineExceeded, verdict)
+        }
+        Err(CallError::CircuitOpen(open)) => {
+            (End::CircuitOpen, Verdict::service(Replay::Safe).after(open.retry_after))
+        }
+        Err(CallError::BulkheadFull(_)) => (End::BulkheadFull, refused),
+        Err(CallError::Draining(_)) => (End::Draining, refused),
+        Err(_) => (End::OtherRefusal, refused),
+    };
+    open.end(end);
+    Err(verdict.into())
+}
+
+/// An attempt from its start to its answer.
+struct InAttempt {
+    call: usize,
+    number: u32,
+    answered: bool,
+}
+
+impl InAttempt {
+    fn answer(mut self, answer: Answer) {
+        self.answered = true;
+        record(Fact::Answered { call: self.call, number: self.number, answer });
+    }
+}
+
+impl Drop for InAttempt {
+    fn drop(&mut self) {
+        let Self { call, number, answered } = *self;
+        match (answered, std::thread::panicking()) {
+            (true, _) => {}
+            (false, true) => record(Fact::Panicked { call, number }),
+            (false, false) => record(Fact::Cut { call, number }),
+        }
+    }
+}
+
+/// A permit in the hands of a task that may be dropped.
+struct Holding {
+    service: usize,
+    id: usize,
+    permit: Option<Permit>,
+}
+
+impl Drop for Holding {
+    fn drop(&mut self) {
+        if self.permit.is_some() {
+            let outcome = Outcome::Cancelled;
+            record(Fact::Settled { service: self.service, permit: self.id, outcome });
+        }
+    }
+}
