@@ -154,14 +154,27 @@ pub struct Target {
 ///
 /// If cargo cannot read the workspace.
 pub fn members() -> Result<Vec<Package>> {
-    #[derive(Deserialize)]
-    struct Metadata {
-        packages: Vec<Package>,
-    }
+    Ok(metadata()?.packages)
+}
+
+/// Where this workspace builds.
+///
+/// # Errors
+///
+/// If cargo cannot read the workspace.
+pub fn target_dir() -> Result<PathBuf> {
+    Ok(metadata()?.target_directory)
+}
+
+#[derive(Deserialize)]
+struct Metadata {
+    packages: Vec<Package>,
+    target_directory: PathBuf,
+}
+
+fn metadata() -> Result<Metadata> {
     let text = Cargo::new("metadata --format-version 1 --no-deps").output()?;
-    let metadata: Metadata =
-        serde_json::from_str(&text).context("`cargo metadata` printed something else")?;
-    Ok(metadata.packages)
+    serde_json::from_str(&text).context("`cargo metadata` printed something else")
 }
 
 #[cfg(test)]
