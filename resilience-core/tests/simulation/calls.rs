@@ -37,6 +37,8 @@ pub(crate) struct CallLedger {
     executed: u32,
     /// Whether the call's deadline cut off an attempt.
     cut_off: bool,
+    /// Whether this process stood still within the attempt that was cut off last.
+    cut_unfairly: bool,
     pub(crate) fell_back: bool,
     /// Whether a pipeline within the last attempt spent all its attempts and failed.
     inner_spent: bool,
@@ -87,6 +89,7 @@ impl CallLedger {
             may_have_run: false,
             executed: 0,
             cut_off: false,
+            cut_unfairly: false,
             fell_back: false,
             inner_spent: false,
         }
@@ -249,6 +252,7 @@ impl Judge<'_> {
         let Some(cut) = cut.copied() else {
             return require(9, false, || "an attempt ended twice".to_owned());
         };
+        known.cut_unfairly = cut.stalled;
         require(9, at >= cut.deadline, || format!("an attempt was cut before {:?}", cut.deadline))?;
         if at < known.primary_deadline() {
             let (own_trouble, retry_after) = (cut.stalled, Duration::ZERO);
@@ -331,8 +335,16 @@ impl Judge<'_> {
                 outcome,
                 CallOutcome::CallerError | CallOutcome::ServiceError | CallOutcome::LocalError
             ),
+            // A service that was not asked is not late.
+            (End::DeadlineExceeded, Some(outcome)) if known.attempts == 0 => {
+                outcome == CallOutcome::LocalError
+            }
             (End::AttemptTimeout | End::DeadlineExceeded, Some(outcome)) => {
-                outcome == CallOutcome::Timeout
+                let ours = match end {
+                    End::AttemptTimeout => known.last.is_some_and(|last| last.own_trouble),
+                    _ => known.cut_unfairly,
+                };
+                outcome == CallOutcome::Timeout || (ours && outcome == CallOutcome::LocalError)
             }
             (End::CircuitOpen, Some(outcome)) => outcome == CallOutcome::CircuitOpen,
             (End::BulkheadFull | End::Draining, Some(outcome)) => outcome == CallOutcome::Rejected,
