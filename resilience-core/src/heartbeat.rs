@@ -237,7 +237,10 @@ mod tests {
         assert!(!was_fair(since, Instant::now(), 7900 * MS));
         assert!(was_fair(since, Instant::now(), 8000 * MS));
         let later = Standstill::since(since + 2050 * MS);
-        assert!(!later.excuses() && later.time().is_zero(), "it is none of a later attempt's affair");
+        assert!(
+            !later.excuses() && later.time().is_zero(),
+            "it is none of a later attempt's affair"
+        );
         assert_eq!(Standstill::since(since).time(), 2000 * MS);
     }
 

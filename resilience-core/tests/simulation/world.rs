@@ -100,7 +100,14 @@ impl Wake for TaskWaker {
 
 impl World {
     pub(crate) fn new(rng: Rng, pace: Pace) -> Self {
-        Self { tasks: Vec::new(), alive: 0, ready: Arc::default(), rng, pace, turned: Instant::now() }
+        Self {
+            tasks: Vec::new(),
+            alive: 0,
+            ready: Arc::default(),
+            rng,
+            pace,
+            turned: Instant::now(),
+        }
     }
 
     /// Runs until every task has ended. `look` is called after each step.
