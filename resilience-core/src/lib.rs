@@ -10,6 +10,7 @@
 //! What several rooms need to agree on lives here as plain nouns: [`Verdict`], [`Deadline`],
 //! [`Endpoint`], [`Health`], [`Event`].
 
+mod adaptive;
 mod backoff;
 mod breaker;
 mod budget;
@@ -20,10 +21,14 @@ mod endpoint;
 mod error;
 mod gate;
 mod health;
+mod limit_algorithm;
 mod nesting;
 mod observe;
 mod permit;
 mod pipeline;
+mod places;
+#[cfg(feature = "rate-limit")]
+mod rate_limit;
 mod registry;
 mod retry;
 #[cfg(feature = "settings")]
@@ -34,26 +39,29 @@ mod verdict;
 #[doc(hidden)]
 pub mod macro_support;
 
+pub use adaptive::{AdaptiveLimit, AdaptiveLimitBuilder, AdaptivePlace, LimitAlgorithm};
 pub use backoff::Backoff;
 pub use breaker::{
     CircuitBreaker, CircuitBreakerBuilder, CircuitSettings, CircuitSnapshot, CircuitState,
     OutcomeCounts,
 };
 pub use budget::RetryBudget;
-pub use bulkhead::Bulkhead;
+pub use bulkhead::{Bulkhead, BulkheadBuilder, Place, Rejections};
 pub use deadline::Deadline;
 pub use endpoint::{
     Address, AddressError, Conditions, Endpoint, EndpointSet, Freshness, Role, WatchedEndpoints,
 };
 pub use error::{
     AttemptTimeout, BulkheadFull, CallError, CircuitOpen, DeadlineExceeded, Draining, Failed,
-    InvalidSetting,
+    FullReason, InvalidSetting, RateLimited,
 };
 pub use gate::Drained;
 pub use health::{Backend, Health, HealthCheck, HealthStatus, PoolStatus};
 pub use observe::{CallOutcome, Event, Observe, add_observer, emit};
 pub use permit::{Outcome, Permit};
 pub use pipeline::{Attempt, Call, Pipeline, PipelineBuilder};
+#[cfg(feature = "rate-limit")]
+pub use rate_limit::{RateLimiter, RateLimiterBuilder};
 pub use registry::CircuitRegistry;
 #[cfg(feature = "macros")]
 #[doc(inline)]
