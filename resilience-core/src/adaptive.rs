@@ -146,6 +146,7 @@ impl Shared {
         })
     }
 
+    /// Learns from an attempt that still has its place.
     fn add(&self, sample: Sample) {
         let mut estimate = match self.estimate.try_lock() {
             Ok(estimate) => estimate,
@@ -164,7 +165,6 @@ impl Shared {
         self.generation.store(estimate.generation(), Ordering::Relaxed);
         drop(estimate);
         tracing::debug!(target: "shared_external::adaptive", name = %self.name, limit, "limit changed");
-        self.places.hand_out();
     }
 }
 

@@ -96,18 +96,10 @@ impl Places {
         }
     }
 
-    /// Moves the limit, without handing out what that may have made free: it is called under locks
-    /// under which nobody may be woken.
+    /// Moves the limit. Whoever does so has a place to give back, and with it all that has become free.
     pub(crate) fn set_limit(&self, limit: u32) {
         let _queue = self.lock();
         self.limit.store(limit, Ordering::Relaxed);
-    }
-
-    /// Hands free places to those who wait.
-    pub(crate) fn hand_out(&self) {
-        while let Some(waker) = self.admit_first() {
-            waker.wake();
-        }
     }
 
     pub(crate) fn limit(&self) -> usize {
@@ -157,6 +149,13 @@ impl Places {
                 self.queue_full.fetch_add(1, Ordering::Relaxed);
                 Err(FullReason::QueueFull)
             }
+        }
+    }
+
+    /// Hands free places to those who wait. Nobody is woken under a lock.
+    fn hand_out(&self) {
+        while let Some(waker) = self.admit_first() {
+            waker.wake();
         }
     }
 

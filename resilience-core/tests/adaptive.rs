@@ -167,6 +167,10 @@ fn one_slow_answer_or_one_timeout_does_not_collapse_the_limit() {
             while limit.limit() < 40 {
                 full.settle(Outcome::Success, WORK);
             }
+            // What began under an earlier limit does not count.
+            for _ in 0..45 {
+                full.settle(Outcome::Success, WORK);
+            }
             full.settle(outcome, elapsed);
             for _ in 0..200 {
                 full.settle(Outcome::Success, WORK);
@@ -192,6 +196,25 @@ fn one_burst_of_timeouts_is_one_cut() {
             limit.try_acquire().unwrap().settle(Outcome::Success, WORK);
         }
         assert_eq!(limit.limit(), 1, "{algorithm:?}");
+    }
+}
+
+#[test]
+fn a_long_time_at_the_highest_limit_does_not_delay_the_first_cut() {
+    for algorithm in BOTH {
+        let limit = builder(algorithm).max(30).build().unwrap();
+        let mut full = Full::new(&limit);
+        let mut settled = 0;
+        // A probe has half of the limit.
+        while settled < 20_000 || limit.limit() < 30 {
+            full.settle(Outcome::Success, WORK);
+            settled += 1;
+        }
+        drop(full);
+        for _ in 0..2 {
+            limit.try_acquire().unwrap().settle(Outcome::Failure, SECOND);
+        }
+        assert_eq!(limit.limit(), 27, "{algorithm:?}");
     }
 }
 
