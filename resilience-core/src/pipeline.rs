@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! deadline → fallback → load shed, rate limit → hedge → retry (budget) → breaker or throttle
-//!          → bulkhead → attempt timeout → chaos → operation
+//!          → bulkhead or adaptive limit → attempt timeout → chaos → operation
 //! ```
 //!
 //! Outermost first. The retry stands outside the breaker, so that each attempt asks the circuit and
@@ -12,6 +12,7 @@
 mod attempts;
 mod builder;
 mod call;
+mod limit;
 mod record;
 
 use std::future::Future;
@@ -33,6 +34,7 @@ use crate::{
     Draining, Hedge, LoadShedder, Rank, RetryBudget, RetryPolicy, Throttle, Timeout,
 };
 use attempts::{Ended, refused, standing};
+use limit::Limit;
 use record::Record;
 
 pub use builder::{PipelineBuilder, Unwise};
@@ -73,7 +75,7 @@ struct Layers {
     hedge_pays_itself: bool,
     retry: RetryPolicy,
     guard: Option<Guard>,
-    bulkhead: Option<Bulkhead>,
+    limit: Option<Limit>,
     timeout: Timeout,
     #[cfg(feature = "chaos")]
     chaos: Option<Chaos>,
@@ -138,7 +140,10 @@ impl Pipeline {
     /// Its bulkhead, if it has one.
     #[must_use]
     pub fn bulkhead(&self) -> Option<&Bulkhead> {
-        self.layers.bulkhead.as_ref()
+        match &self.layers.limit {
+            Some(Limit::Fixed(bulkhead)) => Some(bulkhead),
+            Some(Limit::Adaptive(_)) | None => None,
+        }
     }
 
     /// What its settings, or its use, have of what is only unwise.

@@ -111,17 +111,22 @@ impl Layers {
         in_time(*now, record)?;
         let permit = self.guard.as_ref().map(Guard::admit).transpose()?;
         let (asked, mut now) = (now, *now);
-        let _place = match &self.bulkhead {
+        let place = match &self.limit {
             None => None,
-            Some(bulkhead) => Some(match bulkhead.try_acquire() {
+            Some(limit) => Some(match limit.try_acquire() {
                 Some(place) => place,
                 None => {
-                    let place = bulkhead.acquire(record.deadline).await;
+                    let place = limit.acquire(record.deadline).await.map_err(refused)?;
                     now = Instant::now();
                     in_time(now, record)?;
-                    place.map_err(refused)?
+                    place
                 }
             }),
+        };
+        let leave = |load| {
+            if let Some(place) = place {
+                place.settle(load, now);
+            }
         };
         let setting = self.timeout.current();
         let until = Deadline::at(later(now, setting)).min(record.deadline);
@@ -144,6 +149,7 @@ impl Layers {
         match work.as_mut().await {
             Some((permit, (Ok(value), _))) => {
                 settle(permit, Outcome::Success);
+                leave(Outcome::Success);
                 if self.timeout.is_learned() {
                     self.timeout.record(now.elapsed());
                 }
@@ -158,6 +164,10 @@ impl Layers {
                     }
                 }
                 settle(permit, verdict.blame.outcome());
+                // Of errors, only one that asks for time speaks of load.
+                let asks_for_time =
+                    verdict.blame == Blame::Service && verdict.retry_after.is_some();
+                leave(if asks_for_time { Outcome::Failure } else { Outcome::Excluded });
                 let (attempts, elapsed) = (record.attempts(), Some(record.started.elapsed()));
                 let error = CallError::Inner(Failed { error, verdict, attempts, elapsed });
                 Err(failed(error, verdict, inner))
@@ -165,6 +175,7 @@ impl Layers {
             #[cfg(feature = "chaos")]
             Some((permit, (Err(Struck::Injected(injected)), _))) => {
                 settle(permit, Outcome::Failure);
+                leave(Outcome::Excluded);
                 let verdict = injected.verdict();
                 Err(failed(injected.into(), verdict, None))
             }
@@ -182,6 +193,7 @@ impl Layers {
                 };
                 // Settled before the attempt is dropped: its drop must not count as the caller's.
                 settle(work.as_mut().future().take_permit(), outcome);
+                leave(outcome);
                 if !stood_still {
                     self.timeout.record_timeout(limit);
                 }
