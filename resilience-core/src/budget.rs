@@ -99,6 +99,11 @@ impl RetryBudget {
         NAMES_DROPPED.load(Ordering::Relaxed)
     }
 
+    /// Whether both draw from one balance.
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.shared, &other.shared)
+    }
+
     /// Notes one call: the balance grows by the ratio, up to the burst. With a full balance, one load.
     pub fn deposit(&self) {
         self.shared.transient.deposit();

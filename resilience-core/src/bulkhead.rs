@@ -60,6 +60,12 @@ impl Bulkhead {
         }
     }
 
+    /// A place, if one is free.
+    #[must_use]
+    pub fn try_acquire(&self) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.places).try_acquire_owned().ok()
+    }
+
     /// How many calls may be in flight.
     #[must_use]
     pub fn limit(&self) -> usize {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use crate::{InvalidSetting, Replay, Verdict};
+use crate::{Injected, InvalidSetting};
 
 /// The longest latency: enough to outlast any timeout worth testing.
 const DAY: Duration = Duration::from_secs(24 * 3600);
@@ -97,23 +97,6 @@ impl Chaos {
             tokio::time::sleep(delay).await;
         }
         if fault { Err(Injected { name: Arc::clone(name) }) } else { Ok(()) }
-    }
-}
-
-/// A fault that [`Chaos`] put in place of an answer; the service was not called.
-#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
-#[error("chaos {name:?} failed the attempt; the service was not called")]
-#[non_exhaustive]
-pub struct Injected {
-    /// The chaos' name.
-    pub name: Arc<str>,
-}
-
-impl Injected {
-    /// What it means: it stands for a failure of the service, and nothing was executed.
-    #[must_use]
-    pub const fn verdict(&self) -> Verdict {
-        Verdict::service(Replay::Safe)
     }
 }
 

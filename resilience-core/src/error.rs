@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::{Blame, Verdict};
+use crate::{Blame, Replay, Shed, Throttled, Verdict};
 
 /// Why a call did not succeed.
 ///
@@ -29,6 +29,18 @@ pub enum CallError<E> {
     /// Too many calls are in flight already; the service was not called.
     #[error(transparent)]
     BulkheadFull(#[from] BulkheadFull),
+    /// The share of calls that the service would not accept; it was not called.
+    #[error(transparent)]
+    Throttled(#[from] Throttled),
+    /// More calls than may be made in the time; the service was not called.
+    #[error(transparent)]
+    RateLimited(#[from] RateLimited),
+    /// There is more to do than can be done, and this call matters too little; nothing was called.
+    #[error(transparent)]
+    Shed(#[from] Shed),
+    /// A fault that chaos put in place of an answer; the service was not called.
+    #[error(transparent)]
+    Injected(#[from] Injected),
     /// The manager takes no new work.
     #[error(transparent)]
     Draining(#[from] Draining),
@@ -43,9 +55,13 @@ impl<E> CallError<E> {
     pub fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::CircuitOpen(open) => Some(open.retry_after),
+            Self::RateLimited(limited) => Some(limited.retry_after),
+            Self::Shed(shed) => Some(shed.retry_after),
             Self::BulkheadFull(_)
             | Self::DeadlineExceeded(_)
             | Self::AttemptTimeout(_)
+            | Self::Throttled(_)
+            | Self::Injected(_)
             | Self::Draining(_) => None,
             Self::Inner(failed) => failed.verdict.retry_after,
         }
@@ -60,6 +76,10 @@ impl<E> CallError<E> {
             | Self::DeadlineExceeded(_)
             | Self::AttemptTimeout(_)
             | Self::BulkheadFull(_)
+            | Self::Throttled(_)
+            | Self::RateLimited(_)
+            | Self::Shed(_)
+            | Self::Injected(_)
             | Self::Draining(_) => true,
             Self::Inner(failed) => failed.verdict.blame != Blame::Caller,
         }
@@ -80,7 +100,13 @@ impl<E> CallError<E> {
             Self::DeadlineExceeded(over) => over.attempts,
             Self::AttemptTimeout(timeout) => timeout.attempts,
             Self::Inner(failed) => failed.attempts,
-            Self::CircuitOpen(_) | Self::BulkheadFull(_) | Self::Draining(_) => 0,
+            Self::CircuitOpen(_)
+            | Self::BulkheadFull(_)
+            | Self::Throttled(_)
+            | Self::RateLimited(_)
+            | Self::Shed(_)
+            | Self::Injected(_)
+            | Self::Draining(_) => 0,
         }
     }
 
@@ -91,6 +117,10 @@ impl<E> CallError<E> {
             Self::DeadlineExceeded(e) => CallError::DeadlineExceeded(e),
             Self::AttemptTimeout(e) => CallError::AttemptTimeout(e),
             Self::BulkheadFull(e) => CallError::BulkheadFull(e),
+            Self::Throttled(e) => CallError::Throttled(e),
+            Self::RateLimited(e) => CallError::RateLimited(e),
+            Self::Shed(e) => CallError::Shed(e),
+            Self::Injected(e) => CallError::Injected(e),
             Self::Draining(e) => CallError::Draining(e),
             Self::Inner(Failed { error, verdict, attempts, elapsed }) => {
                 CallError::Inner(Failed { error: f(error), verdict, attempts, elapsed })
@@ -135,6 +165,8 @@ pub struct DeadlineExceeded {
     pub attempts: u32,
     /// Time from the call to this answer.
     pub elapsed: Duration,
+    /// Whose fault it is: [`Blame::Local`] where this process stood still for a good part of it.
+    pub blame: Blame,
 }
 
 /// The last attempt took longer than one attempt may.
@@ -148,6 +180,8 @@ pub struct AttemptTimeout {
     pub attempts: u32,
     /// The time it was given.
     pub limit: Duration,
+    /// Whose fault it is: [`Blame::Local`] where this process stood still for a good part of it.
+    pub blame: Blame,
 }
 
 /// Too many calls are in flight already; the service was not called.
@@ -159,6 +193,34 @@ pub struct BulkheadFull {
     pub name: Arc<str>,
     /// How many calls may be in flight.
     pub limit: usize,
+}
+
+/// More calls than may be made in the time; the service was not called.
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+#[error("rate of {name:?} exceeded; retry in {retry_after:?}")]
+#[non_exhaustive]
+pub struct RateLimited {
+    /// The limiter's name.
+    pub name: Arc<str>,
+    /// The soonest another try is worth making.
+    pub retry_after: Duration,
+}
+
+/// A fault that chaos put in place of an answer; the service was not called.
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+#[error("chaos {name:?} failed the attempt; the service was not called")]
+#[non_exhaustive]
+pub struct Injected {
+    /// The chaos' name.
+    pub name: Arc<str>,
+}
+
+impl Injected {
+    /// What it means: it stands for a failure of the service, and nothing was executed.
+    #[must_use]
+    pub const fn verdict(&self) -> Verdict {
+        Verdict::service(Replay::Safe)
+    }
 }
 
 /// The manager takes no new work: it is being drained.
@@ -196,7 +258,6 @@ impl InvalidSetting {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Replay;
 
     fn inner(verdict: Verdict) -> CallError<std::fmt::Error> {
         CallError::Inner(Failed { error: std::fmt::Error, verdict, attempts: 1, elapsed: None })

@@ -1,6 +1,5 @@
 //! Who is inside, and whether anyone may still come in: what draining needs to know.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use tokio::sync::Notify;
@@ -27,11 +26,11 @@ pub(crate) struct Gate {
 
 impl Gate {
     /// Lets one call in, unless the gate is closed.
-    pub(crate) fn enter(self: &Arc<Self>) -> Option<Inside> {
+    pub(crate) fn enter(&self) -> Option<Inside<'_>> {
         // Not an addition that is taken back: a drain would count those who are turned away.
         let count = |word: usize| (word & CLOSED == 0).then_some(word + 1);
         let entered = self.word.try_update(Ordering::AcqRel, Ordering::Acquire, count);
-        entered.is_ok().then(|| Inside(Arc::clone(self)))
+        entered.is_ok().then(|| Inside(self))
     }
 
     pub(crate) fn is_closed(&self) -> bool {
@@ -68,9 +67,9 @@ impl Gate {
 
 /// One call inside the gate; dropping it is leaving.
 #[derive(Debug)]
-pub(crate) struct Inside(Arc<Gate>);
+pub(crate) struct Inside<'a>(&'a Gate);
 
-impl Drop for Inside {
+impl Drop for Inside<'_> {
     fn drop(&mut self) {
         self.0.leave();
     }
@@ -78,6 +77,7 @@ impl Drop for Inside {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
     use std::time::Duration;
 
     use super::*;

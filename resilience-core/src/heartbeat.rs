@@ -123,7 +123,9 @@ impl Pulse {
     /// How much of the time from `since` to `now` this process stood still.
     fn stood_still(&self, since: Instant, now: Instant) -> Duration {
         let standstills = self.standstills.iter().copied().chain(self.standstill_until(now));
-        standstills.map(|(begun, ended)| ended.min(now).saturating_duration_since(begun.max(since))).sum()
+        standstills
+            .map(|(begun, ended)| ended.min(now).saturating_duration_since(begun.max(since)))
+            .sum()
     }
 
     fn standstill_until(&self, now: Instant) -> Option<(Instant, Instant)> {
@@ -159,12 +161,16 @@ mod tests {
         assert_eq!(stood_still(), 2000 * MS);
         assert!(!was_fair(since, Instant::now(), 7900 * MS));
         assert!(was_fair(since, Instant::now(), 8000 * MS));
-        assert!(was_fair(since + 2050 * MS, Instant::now(), MS), "it is none of a later attempt's affair");
+        assert!(
+            was_fair(since + 2050 * MS, Instant::now(), MS),
+            "it is none of a later attempt's affair"
+        );
     }
 
     #[test]
     fn what_is_remembered_has_a_bound() {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
+        let runtime =
+            tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
         runtime.unwrap().block_on(async {
             let mut pulse = Pulse::begin(Instant::now());
             for second in 1..1000 {
@@ -177,7 +183,8 @@ mod tests {
     #[test]
     fn a_heart_ends_with_its_runtime_and_the_next_has_its_own() {
         let id = || {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+            let runtime =
+                tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
             runtime.block_on(async {
                 start();
                 Handle::current().id()

@@ -26,6 +26,7 @@ mod heartbeat;
 mod hedge;
 mod keyed;
 mod latency;
+mod limited;
 mod meter;
 mod nesting;
 mod observe;
@@ -58,14 +59,14 @@ pub use breaker::{
 pub use budget::{RetryBudget, RetryBudgetBuilder};
 pub use bulkhead::Bulkhead;
 #[cfg(feature = "chaos")]
-pub use chaos::{Chaos, ChaosBuilder, Injected};
+pub use chaos::{Chaos, ChaosBuilder};
 pub use deadline::Deadline;
 pub use endpoint::{
     Address, AddressError, Conditions, Endpoint, EndpointSet, Freshness, Role, WatchedEndpoints,
 };
 pub use error::{
     AttemptTimeout, BulkheadFull, CallError, CircuitOpen, DeadlineExceeded, Draining, Failed,
-    InvalidSetting,
+    Injected, InvalidSetting, RateLimited,
 };
 pub use gate::Drained;
 pub use health::{Backend, Health, HealthCheck, HealthStatus, PoolStatus};
@@ -73,7 +74,7 @@ pub use hedge::{Hedge, HedgeBuilder, HedgeCounts};
 pub use keyed::{KeyedBreakers, KeyedBreakersBuilder};
 pub use observe::{CallOutcome, Event, Observe, add_observer, emit};
 pub use permit::{Outcome, Permit};
-pub use pipeline::{Attempt, Call, Pipeline, PipelineBuilder};
+pub use pipeline::{Attempt, Call, Pipeline, PipelineBuilder, Unwise};
 pub use polling::Polling;
 pub use prioritizer::Prioritizer;
 pub use priority::{Priority, Rank};
@@ -82,9 +83,9 @@ pub use registry::CircuitRegistry;
 #[doc(inline)]
 pub use resilience_macros::{circuit_breaker, with_retry};
 pub use retry::{RetryPolicy, RetryPolicyBuilder};
+pub use shed::{Load, LoadShedder, Shed, ShedGuard};
 pub use single_flight::SingleFlight;
 pub use stale::{Cached, StaleCache, StaleCacheBuilder};
-pub use timeout::{LearnedTimeoutBuilder, Timeout};
-pub use shed::{Load, LoadShedder, Shed, ShedGuard};
 pub use throttle::{Throttle, ThrottleBuilder, ThrottlePermit, ThrottleSnapshot, Throttled};
+pub use timeout::{LearnedTimeoutBuilder, Timeout};
 pub use verdict::{AnyError, Blame, Classify, Replay, Verdict};

@@ -154,3 +154,30 @@ pub(crate) struct Totals {
     pub(crate) refused: u64,
     pub(crate) bounced: u64,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_rare_long_ago_does_not_weigh_for_ever() {
+        let meter = Meter::default();
+        // Once one request on each of a hundred high places, and then only low ones.
+        (400..500).for_each(|place| meter.press(place, 1, 1));
+        for _ in 0..20 {
+            (0..1000).for_each(|request| meter.press(request % 100, 1, 1));
+            meter.forget_half();
+        }
+        assert_eq!(meter.lowest_of(0.001), 100);
+        meter.forget_all();
+        assert_eq!((meter.remembered(), meter.take_full()), (0, 20_100));
+    }
+
+    #[test]
+    fn the_share_that_passes_is_the_share_asked_for() {
+        let meter = Meter::default();
+        (0..640).for_each(|place| meter.press(place, 1, 1));
+        assert_eq!(meter.lowest_of(0.25), 480);
+        assert_eq!((meter.lowest_of(1.0), meter.lowest_of(0.0)), (0, 640));
+    }
+}

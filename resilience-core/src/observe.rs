@@ -1,6 +1,7 @@
 //! What happened, told to whoever wants to know: after the state is committed, outside all locks.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
@@ -9,6 +10,9 @@ use arc_swap::ArcSwap;
 use crate::CircuitState;
 
 static OBSERVERS: LazyLock<ArcSwap<Vec<Arc<dyn Observe>>>> = LazyLock::new(ArcSwap::default);
+
+/// How many there are, so that a process without any pays for one load.
+static COUNT: AtomicUsize = AtomicUsize::new(0);
 
 /// Sees every [`Event`] of this process.
 ///
@@ -26,10 +30,19 @@ pub fn add_observer(observer: Arc<dyn Observe>) {
         observers.push(Arc::clone(&observer));
         observers
     });
+    COUNT.fetch_add(1, Ordering::Release);
+}
+
+/// Whether anyone sees events. What is only for them need not be made ready if not.
+pub(crate) fn is_observed() -> bool {
+    COUNT.load(Ordering::Acquire) > 0
 }
 
 /// Tells every observer of `event`.
 pub fn emit(event: &Event<'_>) {
+    if !is_observed() {
+        return;
+    }
     let observers = OBSERVERS.load();
     for observer in observers.iter() {
         if catch_unwind(AssertUnwindSafe(|| observer.on_event(event))).is_err() {
@@ -123,7 +136,7 @@ pub enum CallOutcome {
     Timeout,
     /// The circuit was open.
     CircuitOpen,
-    /// The bulkhead was full, or the manager was draining.
+    /// This process refused it: no place, too much load, too high a rate, or draining.
     Rejected,
     /// The caller dropped it.
     Cancelled,

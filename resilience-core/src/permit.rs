@@ -6,8 +6,8 @@ use std::task::{Context, Poll};
 
 use pin_project_lite::pin_project;
 
-use crate::CircuitBreaker;
 use crate::circuit::Pass;
+use crate::{CircuitBreaker, ThrottlePermit};
 
 /// How an attempt ended, as far as the breaker cares.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
@@ -126,6 +126,12 @@ pub(crate) trait Settle {
 impl Settle for Permit {
     fn settle(self, outcome: Outcome) {
         Permit::settle(self, outcome);
+    }
+}
+
+impl Settle for ThrottlePermit<'_> {
+    fn settle(self, outcome: Outcome) {
+        ThrottlePermit::settle(self, outcome);
     }
 }
 

@@ -1,32 +1,42 @@
 //! The layers around a call, in the one order that works.
 //!
 //! ```text
-//! deadline → fallback → retry (budget) → breaker → bulkhead → attempt timeout → operation
+//! deadline → fallback → load shed, rate limit → hedge → retry (budget) → breaker or throttle
+//!          → bulkhead → attempt timeout → chaos → operation
 //! ```
 //!
 //! Outermost first. The retry stands outside the breaker, so that each attempt asks the circuit and
-//! counts in it; the attempt timeout stands inside, so that an attempt that hangs is a failure.
+//! counts in it; the attempt timeout stands inside, so that an attempt that hangs is a failure. The
+//! hedge stands outside the retry, so that a call that waits to repeat is late too.
+
+mod attempts;
+mod builder;
+mod call;
+mod record;
 
 use std::future::Future;
-use std::pin::pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use tokio::time::{Instant, timeout_at};
 
+#[cfg(feature = "chaos")]
+use crate::Chaos;
+#[cfg(feature = "rate-limit")]
+use crate::RateLimiter;
+use crate::deadline::later;
 use crate::gate::Gate;
-use crate::nesting;
-use crate::observe::{CallOutcome, Event, emit};
-use crate::permit::{Settle, Watched};
-use crate::retry::Retries;
+use crate::nesting::{self, Inner};
+use crate::observe::CallOutcome;
 use crate::{
-    AttemptTimeout, Blame, Bulkhead, CallError, CircuitBreaker, Classify, Deadline,
-    DeadlineExceeded, Drained, Draining, Failed, InvalidSetting, Outcome, Replay, RetryBudget,
-    RetryPolicy, Verdict,
+    Blame, Bulkhead, CallError, CircuitBreaker, Classify, Deadline, DeadlineExceeded, Drained,
+    Draining, Hedge, LoadShedder, Rank, RetryBudget, RetryPolicy, Throttle, Timeout,
 };
+use attempts::{Ended, standing};
+use record::Record;
 
-/// An attempt that had less time than this says nothing about the service when it runs out of it.
-const TOO_SHORT_TO_JUDGE: Duration = Duration::from_millis(10);
+pub use builder::{PipelineBuilder, Unwise};
+pub use call::{Attempt, Call};
 
 /// The layers in front of one dependency. Build it once, share it, run every call through it.
 ///
@@ -54,70 +64,35 @@ pub struct Pipeline {
 struct Layers {
     name: Arc<str>,
     deadline: Duration,
-    attempt_timeout: Duration,
+    gate: Gate,
+    shedder: Option<LoadShedder>,
+    #[cfg(feature = "rate-limit")]
+    rate_limit: Option<RateLimiter>,
+    hedge: Option<Hedge>,
+    /// Whether hedges have a budget that no retry deposits in.
+    hedge_pays_itself: bool,
     retry: RetryPolicy,
-    breaker: Option<CircuitBreaker>,
+    guard: Option<Guard>,
     bulkhead: Option<Bulkhead>,
-    gate: Arc<Gate>,
+    timeout: Timeout,
+    #[cfg(feature = "chaos")]
+    chaos: Option<Chaos>,
+    unwise: Vec<Unwise>,
+    /// Set once a pipeline that retries has been seen inside this one, which retries too.
+    nested: OnceLock<()>,
 }
 
-/// What a pipeline must know of a call before it makes it.
-#[derive(Clone, Copy, Debug)]
-#[must_use]
-pub struct Call {
-    operation: &'static str,
-    idempotent: bool,
-    deadline: Option<Deadline>,
-}
-
-impl Call {
-    /// A call that changes nothing: it may be repeated.
-    pub const fn read() -> Self {
-        Self { operation: "read", idempotent: true, deadline: None }
-    }
-
-    /// A call that changes something: repeated only if it is proven not to have been executed.
-    pub const fn write() -> Self {
-        Self { operation: "write", idempotent: false, deadline: None }
-    }
-
-    /// A call that changes something, but no more when made twice: it may be repeated.
-    pub const fn write_idempotent() -> Self {
-        Self { operation: "write", idempotent: true, deadline: None }
-    }
-
-    /// The same call under another name: a fixed word, for it becomes a label.
-    pub const fn named(self, operation: &'static str) -> Self {
-        Self { operation, ..self }
-    }
-
-    /// The same call with a deadline of its own. The surrounding one still holds if it is nearer.
-    pub const fn by(self, deadline: Deadline) -> Self {
-        Self { deadline: Some(deadline), ..self }
-    }
-}
-
-/// What an operation may know of the attempt that it is.
-#[derive(Clone, Copy, Debug)]
-#[non_exhaustive]
-pub struct Attempt {
-    /// Its number, from 1.
-    pub number: u32,
-    /// When it will be cut off.
-    pub deadline: Deadline,
+/// What each attempt asks for leave.
+#[derive(Debug)]
+enum Guard {
+    Breaker(CircuitBreaker),
+    Throttle(Throttle),
 }
 
 impl Pipeline {
     /// A pipeline with a deadline of 60 s and an attempt timeout of 30 s, and no other layer.
     pub fn builder(name: impl Into<Arc<str>>) -> PipelineBuilder {
-        PipelineBuilder {
-            name: name.into(),
-            deadline: Duration::from_secs(60),
-            attempt_timeout: Duration::from_secs(30),
-            retry: RetryPolicy::never(),
-            breaker: None,
-            bulkhead: None,
-        }
+        PipelineBuilder::new(name.into())
     }
 
     /// A pipeline for a service that the application can do without, such as analytics: it gives up
@@ -154,7 +129,10 @@ impl Pipeline {
     /// Its breaker, if it has one.
     #[must_use]
     pub fn breaker(&self) -> Option<&CircuitBreaker> {
-        self.layers.breaker.as_ref()
+        match &self.layers.guard {
+            Some(Guard::Breaker(breaker)) => Some(breaker),
+            Some(Guard::Throttle(_)) | None => None,
+        }
     }
 
     /// Its bulkhead, if it has one.
@@ -163,11 +141,18 @@ impl Pipeline {
         self.layers.bulkhead.as_ref()
     }
 
+    /// What its settings, or its use, have of what is only unwise.
+    #[must_use]
+    pub fn unwise(&self) -> Vec<Unwise> {
+        let nested = self.layers.nested.get().map(|()| Unwise::NestedRetries);
+        self.layers.unwise.iter().copied().chain(nested).collect()
+    }
+
     /// Runs `operation` once per attempt. `classifier` says what its errors mean.
     ///
     /// The call ends by its own deadline, or where it has none by the pipeline's; by the surrounding one
     /// where that is nearer. Of nested pipelines the innermost retries: those around it do not repeat
-    /// what it gave up.
+    /// what it gave up. Where there is a hedge, a call that may be repeated may run twice at once.
     ///
     /// # Errors
     ///
@@ -181,7 +166,7 @@ impl Pipeline {
         &self,
         call: Call,
         classifier: &impl Classify<E>,
-        operation: F,
+        mut operation: F,
     ) -> Result<T, CallError<E>>
     where
         F: FnMut(Attempt) -> Fut,
@@ -193,13 +178,13 @@ impl Pipeline {
             record.outcome = CallOutcome::Rejected;
             return Err(Draining { name: Arc::clone(&layers.name) }.into());
         };
-        let deadline =
-            call.deadline.unwrap_or_else(|| Deadline::within(layers.deadline)).inherited();
-        let result =
-            layers.attempts(call.idempotent, deadline, classifier, operation, &mut record).await;
-        record.outcome = outcome(&result);
+        let deadline = call.deadline.unwrap_or_else(|| layers.deadline_from(record.started));
+        let deadline = deadline.inherited();
+        layers.deposit();
+        let result = layers.call(call, deadline, classifier, &mut operation, &record).await;
+        record.end(&result);
         if layers.retry.max_retries() > 0 {
-            nesting::tell_the_outer(result.is_err());
+            nesting::tell_the_outer(if result.is_ok() { Inner::Answered } else { Inner::GaveUp });
         }
         result
     }
@@ -229,9 +214,8 @@ impl Pipeline {
         Alt: Future<Output = Result<T, AltErr>>,
         AltErr: From<CallError<E>>,
     {
-        let whole =
-            call.deadline.unwrap_or_else(|| Deadline::within(self.layers.deadline)).inherited();
         let started = Instant::now();
+        let whole = call.deadline.unwrap_or_else(|| self.layers.deadline_from(started)).inherited();
         let half = whole.half(started);
         match self.run(call.by(half), classifier, operation).await {
             Ok(value) => Ok(value),
@@ -242,7 +226,8 @@ impl Pipeline {
                 timeout_at(whole.instant(), falling_back).await.unwrap_or_else(|_| {
                     let name = Arc::clone(&self.layers.name);
                     let elapsed = started.elapsed();
-                    Err(CallError::from(DeadlineExceeded { name, attempts, elapsed }).into())
+                    let blame = Blame::Local; // The fallback is the application's own.
+                    Err(CallError::from(DeadlineExceeded { name, attempts, elapsed, blame }).into())
                 })
             }
             Err(error) => Err(error.into()),
@@ -265,241 +250,73 @@ impl Pipeline {
     }
 }
 
-/// Settings of a [`Pipeline`] to be.
-#[derive(Clone, Debug)]
-#[must_use]
-pub struct PipelineBuilder {
-    name: Arc<str>,
-    deadline: Duration,
-    attempt_timeout: Duration,
-    retry: RetryPolicy,
-    breaker: Option<CircuitBreaker>,
-    bulkhead: Option<Bulkhead>,
-}
-
-impl PipelineBuilder {
-    /// The time of a call whose caller sets none. Above 0; default 60 s.
-    pub fn deadline(self, deadline: Duration) -> Self {
-        Self { deadline, ..self }
-    }
-
-    /// The time of one attempt. Above 0; default 30 s.
-    pub fn attempt_timeout(self, attempt_timeout: Duration) -> Self {
-        Self { attempt_timeout, ..self }
-    }
-
-    /// How often to repeat; default: never.
-    pub fn retry(self, retry: RetryPolicy) -> Self {
-        Self { retry, ..self }
-    }
-
-    /// The breaker that each attempt asks; default: none.
-    pub fn breaker(self, breaker: CircuitBreaker) -> Self {
-        Self { breaker: Some(breaker), ..self }
-    }
-
-    /// The limit on attempts in flight; default: none.
-    pub fn bulkhead(self, bulkhead: Bulkhead) -> Self {
-        Self { bulkhead: Some(bulkhead), ..self }
-    }
-
-    /// The pipeline.
-    ///
-    /// # Errors
-    ///
-    /// [`InvalidSetting`] for a time of zero.
-    pub fn build(self) -> Result<Pipeline, InvalidSetting> {
-        let Self { name, deadline, attempt_timeout, retry, breaker, bulkhead } = self;
-        for (field, value) in [("deadline", deadline), ("attempt_timeout", attempt_timeout)] {
-            if value.is_zero() {
-                return Err(InvalidSetting::new(field, value, "above 0"));
-            }
-        }
-        let gate = Arc::default();
-        Ok(Pipeline {
-            layers: Arc::new(Layers {
-                name,
-                deadline,
-                attempt_timeout,
-                retry,
-                breaker,
-                bulkhead,
-                gate,
-            }),
-        })
-    }
-}
-
-/// How one attempt ended without a value.
-enum Ended<E> {
-    /// It was not made, or was cut off by the call's own deadline: an earlier error tells more.
-    Refused(CallError<E>),
-    /// It was made and failed.
-    Failed(CallError<E>, Verdict),
-}
-
 impl Layers {
-    async fn attempts<T, E, F, Fut>(
+    fn deadline_from(&self, started: Instant) -> Deadline {
+        Deadline::at(later(started, self.deadline))
+    }
+
+    /// One call, from the refusals outside the attempts to its end.
+    async fn call<T, E, Fut>(
         &self,
-        idempotent: bool,
+        call: Call,
         deadline: Deadline,
         classifier: &impl Classify<E>,
-        mut operation: F,
-        record: &mut Record<'_>,
+        operation: &mut impl FnMut(Attempt) -> Fut,
+        record: &Record<'_>,
     ) -> Result<T, CallError<E>>
     where
-        F: FnMut(Attempt) -> Fut,
         Fut: Future<Output = Result<T, E>>,
     {
-        let mut retries: Retries<'_> = self.retry.begin(&self.name);
-        let mut last = None;
-        loop {
-            let attempt = self.attempt(deadline, classifier, &mut operation, record);
-            let (attempt, given_up) = nesting::listen(attempt).await;
-            let (error, verdict) = match attempt {
-                Ok(value) => return Ok(value),
-                Err(Ended::Refused(error)) => return Err(last.unwrap_or(error)),
-                Err(Ended::Failed(error, verdict)) => (error, verdict),
-            };
-            // Waiting for an open circuit would only end in its refusal.
-            let open = self.breaker.as_ref().is_some_and(|breaker| breaker.state().is_open());
-            let may_repeat = verdict.may_repeat(idempotent) && !open && !given_up;
-            retries.budgeted = verdict.blame != Blame::Local;
-            match retries.next(may_repeat, verdict.retry_after, Some(deadline)) {
-                Some(delay) => tokio::time::sleep(delay).await,
-                None => return Err(error),
-            }
-            last = Some(error);
+        let rank = || call.rank.unwrap_or_else(Rank::current);
+        let shedder = self.shedder.as_ref();
+        let admitted = shedder.map(|shedder| shedder.admit(rank())).transpose()?;
+        #[cfg(feature = "rate-limit")]
+        if let Some(limiter) = &self.rate_limit {
+            limiter.acquire(deadline).await?;
         }
+        let result = match self.hedge.as_ref().filter(|_| call.idempotent) {
+            None => self.attempts(call.idempotent, deadline, classifier, operation, record).await,
+            // Boxed: a call that is not hedged need not have room for one that is.
+            Some(hedge) => {
+                Box::pin(self.hedged(hedge, deadline, classifier, operation, record)).await
+            }
+        };
+        if let (Some(admitted), Err(Ended::Refused(CallError::BulkheadFull(_)))) =
+            (admitted, &result)
+        {
+            admitted.refused_behind();
+        }
+        result.map_err(Ended::into_error)
     }
 
-    async fn attempt<T, E, F, Fut>(
+    /// The attempts, and the same once more beside them while their answer is late.
+    async fn hedged<T, E, Fut>(
         &self,
+        hedge: &Hedge,
         deadline: Deadline,
         classifier: &impl Classify<E>,
-        operation: &mut F,
-        record: &mut Record<'_>,
+        operation: &mut impl FnMut(Attempt) -> Fut,
+        record: &Record<'_>,
     ) -> Result<T, Ended<E>>
     where
-        F: FnMut(Attempt) -> Fut,
         Fut: Future<Output = Result<T, E>>,
     {
-        let in_time = |record: &Record<'_>| match deadline.has_passed(Instant::now()) {
-            true => Err(Ended::Refused(record.deadline_exceeded().into())),
-            false => Ok(()),
+        // Locked while a future is made, never while one runs.
+        let operation = &Mutex::new(operation);
+        let attempts = |_| async move {
+            let mut operation =
+                |attempt| operation.lock().unwrap_or_else(PoisonError::into_inner)(attempt);
+            self.attempts(true, deadline, classifier, &mut operation, record).await
         };
-        in_time(record)?;
-        let permit = self.breaker.as_ref().map(CircuitBreaker::lend).transpose();
-        let permit = permit.map_err(|open| Ended::Refused(open.into()))?;
-        let queued = Instant::now();
-        let _place = match &self.bulkhead {
-            Some(bulkhead) => {
-                Some(bulkhead.acquire(deadline).await.map_err(|full| Ended::Refused(full.into()))?)
-            }
-            None => None,
-        };
-        in_time(record)?;
-        let waited = queued.elapsed();
-        let limit = self.attempt_timeout.min(deadline.remaining());
-        let until = Deadline::within(limit).min(deadline);
-        record.attempts += 1;
-        let attempt = Attempt { number: record.attempts, deadline: until };
-        tracing::debug!(target: "shared_external::pipeline", name = %self.name, operation = record.operation, attempt = attempt.number, ?limit, "attempt");
-        let mut watched =
-            pin!(Watched::new(permit, until.scope(async { operation(attempt).await })));
-        match timeout_at(until.instant(), watched.as_mut()).await {
-            Ok((permit, Ok(value))) => {
-                settle(permit, Outcome::Success);
-                Ok(value)
-            }
-            Ok((permit, Err(error))) => {
-                let verdict = classifier.verdict(&error);
-                settle(permit, verdict.blame.outcome());
-                let failed = Failed {
-                    error,
-                    verdict,
-                    attempts: record.attempts,
-                    elapsed: Some(record.started.elapsed()),
-                };
-                Err(Ended::Failed(CallError::Inner(failed), verdict))
-            }
-            Err(_) => {
-                // Settled before the attempt is dropped: its drop must not count as the caller's.
-                // Nor is it the service's fault if our own queue took a good part of the time it needed.
-                let starved = limit < self.attempt_timeout && waited > (waited + limit) / 4;
-                let fair = limit >= TOO_SHORT_TO_JUDGE && !starved;
-                settle(
-                    watched.as_mut().take_permit(),
-                    if fair { Outcome::Failure } else { Outcome::Cancelled },
-                );
-                if deadline.has_passed(Instant::now()) {
-                    return Err(Ended::Refused(record.deadline_exceeded().into()));
-                }
-                let timeout = AttemptTimeout {
-                    name: Arc::clone(&self.name),
-                    attempts: record.attempts,
-                    limit,
-                };
-                Err(Ended::Failed(timeout.into(), Verdict::service(Replay::IfIdempotent)))
-            }
+        let standing = |result: &Result<T, Ended<E>>| standing(result, true);
+        hedge.race(&self.name, Some(deadline), attempts, standing).await
+    }
+
+    /// Notes one call with whatever pays for its retries and hedges.
+    fn deposit(&self) {
+        self.retry.deposit();
+        if let Some(hedge) = self.hedge.as_ref().filter(|_| self.hedge_pays_itself) {
+            hedge.budget().deposit();
         }
-    }
-}
-
-fn settle(permit: Option<impl Settle>, outcome: Outcome) {
-    if let Some(permit) = permit {
-        permit.settle(outcome);
-    }
-}
-
-fn outcome<T, E>(result: &Result<T, CallError<E>>) -> CallOutcome {
-    match result {
-        Ok(_) => CallOutcome::Success,
-        Err(CallError::CircuitOpen(_)) => CallOutcome::CircuitOpen,
-        Err(CallError::DeadlineExceeded(_) | CallError::AttemptTimeout(_)) => CallOutcome::Timeout,
-        Err(CallError::BulkheadFull(_) | CallError::Draining(_)) => CallOutcome::Rejected,
-        Err(CallError::Inner(failed)) => match failed.verdict.blame {
-            Blame::Caller => CallOutcome::CallerError,
-            Blame::Service => CallOutcome::ServiceError,
-            Blame::Local => CallOutcome::LocalError,
-        },
-    }
-}
-
-/// What observers will be told of a call, however it ends.
-struct Record<'a> {
-    name: &'a Arc<str>,
-    operation: &'static str,
-    started: Instant,
-    attempts: u32,
-    outcome: CallOutcome,
-}
-
-impl<'a> Record<'a> {
-    fn new(name: &'a Arc<str>, operation: &'static str) -> Self {
-        Self {
-            name,
-            operation,
-            started: Instant::now(),
-            attempts: 0,
-            outcome: CallOutcome::Cancelled,
-        }
-    }
-
-    fn deadline_exceeded(&self) -> DeadlineExceeded {
-        DeadlineExceeded {
-            name: Arc::clone(self.name),
-            attempts: self.attempts,
-            elapsed: self.started.elapsed(),
-        }
-    }
-}
-
-impl Drop for Record<'_> {
-    fn drop(&mut self) {
-        let Self { name, operation, outcome, attempts, .. } = *self;
-        let elapsed = self.started.elapsed();
-        tracing::debug!(target: "shared_external::pipeline", %name, operation, outcome = outcome.as_str(), attempts, ?elapsed, "call ended");
-        emit(&Event::CallEnded { name, operation, outcome, attempts, elapsed });
     }
 }

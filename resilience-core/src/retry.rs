@@ -141,9 +141,19 @@ impl RetryPolicy {
     /// One call's retries, under the name of whoever makes it. For a call that needs none, this is all
     /// there is to pay: a deposit, and no wait is made ready.
     pub(crate) fn begin<'a>(&'a self, name: &'a Arc<str>) -> Retries<'a> {
+        self.deposit();
+        self.retries(name)
+    }
+
+    /// Notes one call with the budget.
+    pub(crate) fn deposit(&self) {
         if let Some(budget) = &self.budget {
             budget.deposit();
         }
+    }
+
+    /// [`begin`](Self::begin) where the call has been noted already.
+    pub(crate) fn retries<'a>(&'a self, name: &'a Arc<str>) -> Retries<'a> {
         Retries { policy: self, name, waits: None, attempts: 0, budgeted: true }
     }
 }

@@ -17,13 +17,14 @@ use std::collections::hash_map::Entry;
 use std::fmt;
 use std::future::Future;
 use std::hash::Hash;
+use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::{Instant, timeout_at};
 
-use crate::{CallError, Deadline, DeadlineExceeded, InvalidSetting, nesting};
+use crate::{Blame, CallError, Deadline, DeadlineExceeded, InvalidSetting, nesting};
 
 /// Makes one call of the many that ask for the same at the same time. Cheap to clone: clones share
 /// the flights.
@@ -75,7 +76,7 @@ struct Flight<V, E> {
 struct Landed<V, E> {
     result: Result<V, Arc<CallError<E>>>,
     /// Whether a pipeline within has given up: those around the followers must not repeat it either.
-    given_up: bool,
+    inner: Option<nesting::Inner>,
 }
 
 impl<K: Clone + Eq + Hash, V: Clone, E> SingleFlight<K, V, E> {
@@ -123,19 +124,21 @@ impl<K: Clone + Eq + Hash, V: Clone, E> SingleFlight<K, V, E> {
             return operation().await.map_err(Arc::new);
         };
         let Some(_turn) = self.turn(&seat.flight).await? else {
-            let Landed { result, given_up } =
+            let Landed { result, inner } =
                 seat.flight.landed.get().expect("a flight lands before it closes");
-            nesting::tell_the_outer(*given_up);
+            nesting::pass_on(*inner);
             return result.clone();
         };
         let deadline = Deadline::current();
-        let (result, given_up) = nesting::listen(async { operation().await }).await;
-        nesting::tell_the_outer(given_up);
+        let mut flight = pin!(nesting::listen(async { operation().await }));
+        let result = flight.as_mut().await;
+        let inner = nesting::heard(flight);
+        nesting::pass_on(inner);
         let result = result.map_err(Arc::new);
         // The others may have more time: an error for want of it is the leader's own.
         let out_of_time = || deadline.is_some_and(|deadline| deadline.has_passed(Instant::now()));
         if result.is_ok() || !out_of_time() {
-            seat.land(Landed { result: result.clone(), given_up });
+            seat.land(Landed { result: result.clone(), inner });
         }
         result
     }
@@ -194,7 +197,7 @@ impl<K: Clone + Eq + Hash, V: Clone, E> SingleFlight<K, V, E> {
         timeout_at(deadline.instant(), turn).await.map(Result::ok).map_err(|_| {
             let name = Arc::clone(&self.shared.name);
             let elapsed = started.elapsed();
-            Arc::new(DeadlineExceeded { name, attempts: 0, elapsed }.into())
+            Arc::new(DeadlineExceeded { name, attempts: 0, elapsed, blame: Blame::Service }.into())
         })
     }
 }

@@ -10,11 +10,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use tokio::time::{Instant, timeout_at};
+use tokio::time::Instant;
 
 use crate::deadline::{FAR, later};
-use crate::latency::{RecentLatency, held_up};
-use crate::{AttemptTimeout, Deadline, InvalidSetting};
+use crate::latency::RecentLatency;
+use crate::limited::Limited;
+use crate::{AttemptTimeout, Blame, Deadline, InvalidSetting, heartbeat};
 
 /// The longest limit that can be learned.
 const HOUR: Duration = Duration::from_secs(3600);
@@ -78,6 +79,19 @@ impl Timeout {
         Self { name: name.into(), ..self }
     }
 
+    /// Whether it needs to be told how long attempts take.
+    pub(crate) fn is_learned(&self) -> bool {
+        matches!(self.limit, Limit::Learned(_))
+    }
+
+    /// The longest that it may ever let an attempt take.
+    pub(crate) fn longest(&self) -> Duration {
+        match &self.limit {
+            Limit::Fixed(limit) => *limit,
+            Limit::Learned(learned) => learned.max,
+        }
+    }
+
     /// What an attempt that starts now may take.
     #[must_use]
     pub fn current(&self) -> Duration {
@@ -121,20 +135,22 @@ impl Timeout {
         let started = Instant::now();
         let until = Deadline::at(later(started, self.current())).inherited();
         let limit = until.remaining_at(started);
-        let result = timeout_at(until.instant(), until.scope(attempt)).await;
-        let elapsed = started.elapsed();
-        let teaches = !held_up(elapsed.saturating_sub(limit), limit);
-        if let Ok(result) = result {
-            if teaches && result.is_ok() {
-                self.record(elapsed);
+        let result = Limited::new(until.scope(attempt), until.instant()).await;
+        let ended = Instant::now();
+        // What this process itself held up teaches nothing.
+        let fair = heartbeat::was_fair(started, ended, limit);
+        if let Some(result) = result {
+            if fair && result.is_ok() {
+                self.record(ended - started);
             }
             return Ok(result);
         }
-        if teaches {
+        if fair {
             self.record_timeout(limit);
         }
         tracing::debug!(target: "shared_external::timeout", name = %self.name, ?limit, next = ?self.current(), "attempt cut off");
-        Err(AttemptTimeout { name: Arc::clone(&self.name), attempts: 1, limit })
+        let blame = if fair { Blame::Service } else { Blame::Local };
+        Err(AttemptTimeout { name: Arc::clone(&self.name), attempts: 1, limit, blame })
     }
 }
 

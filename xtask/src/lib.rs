@@ -16,6 +16,7 @@ pub mod nightly;
 pub mod process;
 pub mod progress;
 pub mod servers;
+pub mod sim;
 pub mod status;
 pub mod test;
 pub mod tidy;
