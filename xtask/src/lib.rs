@@ -3,6 +3,7 @@
 //! [`servers::Servers`] is the way to the real servers for every command that needs them.
 #![forbid(unsafe_code)]
 
+pub mod bench;
 pub mod cargo;
 pub mod checkout;
 pub mod ci;
