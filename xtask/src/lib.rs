@@ -11,6 +11,7 @@ pub mod clock;
 pub mod demo;
 pub mod down;
 pub mod env;
+pub mod fuzz;
 pub mod interrupt;
 pub mod logs;
 pub mod nightly;
