@@ -11,6 +11,7 @@ use super::record::Record;
 use super::{Attempt, Guard, Layers};
 use crate::deadline::{Within, later};
 use crate::hedge::Standing;
+use crate::latency::held_up;
 use crate::limited::Limited;
 use crate::nesting::{self, Inner};
 use crate::permit::{Lent, Settle, Watched};
@@ -28,33 +29,47 @@ pub(super) type Ended<E> = Box<End<E>>;
 
 pub(super) struct End<E> {
     pub(super) error: CallError<E>,
-    /// Of an attempt that was made: what its end means. `None` if it was not made, or was cut off
-    /// by the call's own deadline: an earlier error tells more.
-    made: Option<Made>,
+    /// What became of the attempt itself.
+    attempt: Fate,
 }
 
 #[derive(Clone, Copy)]
-struct Made {
-    verdict: Verdict,
-    /// What a pipeline within it that retries said last.
-    inner: Option<Inner>,
+enum Fate {
+    /// It was not made: an earlier error tells more.
+    NotMade,
+    /// The call's own deadline cut it off: an earlier error tells more, but not of whether it was executed.
+    CutOff,
+    /// It ended by itself, and this is what its end means; and what a pipeline within it that
+    /// retries said last.
+    Ended(Verdict, Option<Inner>),
+}
+
+impl<E> End<E> {
+    /// The call's last real error, when the attempt after it ended as `fate`.
+    fn outlived(mut self: Box<Self>, fate: Fate) -> Box<Self> {
+        if let (CallError::Inner(failed), Fate::CutOff) = (&mut self.error, fate) {
+            // It may say that nothing was executed; what was cut off may have been.
+            failed.verdict.replay = failed.verdict.replay.or_uncertain();
+        }
+        self
+    }
 }
 
 pub(super) fn refused<E>(error: impl Into<CallError<E>>) -> Ended<E> {
-    Box::new(End { error: error.into(), made: None })
+    Box::new(End { error: error.into(), attempt: Fate::NotMade })
 }
 
 fn failed<E>(error: CallError<E>, verdict: Verdict, inner: Option<Inner>) -> Ended<E> {
-    Box::new(End { error, made: Some(Made { verdict, inner }) })
+    Box::new(End { error, attempt: Fate::Ended(verdict, inner) })
 }
 
 /// What a call's end means for another of the same call that is in flight.
 pub(super) fn standing<T, E>(result: &Result<T, Ended<E>>, idempotent: bool) -> Standing {
-    match result.as_ref().map_err(|ended| ended.made) {
+    match result.as_ref().map_err(|ended| ended.attempt) {
         Ok(_) => Standing::Decides,
-        Err(None) => Standing::Refused,
-        Err(Some(made)) if made.verdict.may_repeat(idempotent) => Standing::Failed,
-        Err(Some(_)) => Standing::Decides,
+        Err(Fate::NotMade | Fate::CutOff) => Standing::Refused,
+        Err(Fate::Ended(verdict, _)) if verdict.may_repeat(idempotent) => Standing::Failed,
+        Err(Fate::Ended(..)) => Standing::Decides,
     }
 }
 
@@ -70,7 +85,7 @@ impl Layers {
         Fut: Future<Output = Result<T, E>>,
     {
         let mut retries = self.retry.retries(&self.name);
-        let mut last = None;
+        let mut last: Option<Ended<E>> = None;
         // The first begins with the call: it needs no look at the clock of its own.
         let mut now = record.started;
         loop {
@@ -78,8 +93,9 @@ impl Layers {
                 Ok(value) => return Ok(value),
                 Err(ended) => ended,
             };
-            let Some(Made { verdict, inner }) = ended.made else {
-                return Err(last.unwrap_or(ended));
+            let Fate::Ended(verdict, inner) = ended.attempt else {
+                let fate = ended.attempt;
+                return Err(last.map_or(ended, |last| last.outlived(fate)));
             };
             if inner.is_some() && self.retry.max_retries() > 0 {
                 self.nested.get_or_init(|| Unwise::NestedRetries.report(&self.name));
@@ -185,7 +201,9 @@ impl Layers {
                 // needed, or if this process stood still.
                 let waited = now - *asked;
                 let starved = limit < setting && waited > (waited + limit) / 4;
-                let stood_still = !heartbeat::was_fair(now, ended, limit);
+                // The heart is too slow to see what befalls a short attempt: its own timer tells.
+                let late = ended.saturating_duration_since(until.instant());
+                let stood_still = held_up(late, limit) || !heartbeat::was_fair(now, ended, limit);
                 let outcome = match limit < TOO_SHORT_TO_JUDGE || starved {
                     _ if stood_still => Outcome::Excluded,
                     true => Outcome::Cancelled,
@@ -199,7 +217,8 @@ impl Layers {
                 }
                 let blame = if stood_still { Blame::Local } else { Blame::Service };
                 if record.deadline.has_passed(ended) {
-                    return Err(refused(record.deadline_exceeded(blame)));
+                    let error = record.deadline_exceeded(blame).into();
+                    return Err(Box::new(End { error, attempt: Fate::CutOff }));
                 }
                 let (name, attempts) = (Arc::clone(&self.name), record.attempts());
                 let timeout = AttemptTimeout { name, attempts, limit, blame };
