@@ -12,6 +12,7 @@ pub mod down;
 pub mod env;
 pub mod interrupt;
 pub mod logs;
+pub mod models;
 pub mod nightly;
 pub mod process;
 pub mod progress;

@@ -4,7 +4,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use xtask::{ci, demo, down, env, logs, nightly, sim, status, test, tidy, up};
+use xtask::{ci, demo, down, env, logs, models, nightly, sim, status, test, tidy, up};
 
 /// Starts real servers, runs the tests against them, holds the house rules.
 #[derive(Parser)]
@@ -24,6 +24,7 @@ enum Command {
     Demo(demo::Demo),
     Test(test::Test),
     Sim(sim::Sim),
+    Models(models::Models),
     Tidy(tidy::Tidy),
     Ci(ci::Ci),
     Nightly(nightly::Nightly),
@@ -39,6 +40,7 @@ fn main() -> ExitCode {
         Command::Demo(command) => command.run(),
         Command::Test(command) => command.run(),
         Command::Sim(command) => command.run(),
+        Command::Models(command) => command.run(),
         Command::Tidy(command) => command.run(),
         Command::Ci(command) => command.run(),
         Command::Nightly(command) => command.run(),

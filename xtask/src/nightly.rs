@@ -6,9 +6,11 @@ use clap::Args;
 use crate::cargo::Cargo;
 use crate::demo::Demo;
 use crate::interrupt;
+use crate::models::Models;
 use crate::progress::say;
 
-/// Run what takes too long for `ci`: a hundred thousand simulated worlds, and the whole demo
+/// Run what takes too long for `ci`: a hundred thousand simulated worlds, finer interleavings, and the
+/// whole demo
 #[derive(Debug, Args)]
 pub struct Nightly {}
 
@@ -17,10 +19,10 @@ impl Nightly {
     ///
     /// # Errors
     ///
-    /// If a promise is broken in one of the worlds, or a claim of the demo fails.
+    /// If a promise is broken in one of the worlds or interleavings, or a claim of the demo fails.
     pub fn run(self) -> Result<()> {
         interrupt::catch()?;
-        for cargo in [simulation()] {
+        for cargo in [simulation(), Models { preemptions: 3 }.cargo()] {
             say("nightly", &cargo);
             if !cargo.run(&[])?.success() {
                 bail!("to repeat it: {cargo}");
