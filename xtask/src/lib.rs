@@ -14,6 +14,7 @@ pub mod env;
 pub mod fuzz;
 pub mod interrupt;
 pub mod logs;
+pub mod models;
 pub mod nightly;
 pub mod process;
 pub mod progress;
