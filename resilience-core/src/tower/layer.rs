@@ -7,6 +7,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
+use pin_project_lite::pin_project;
 use tower_layer::Layer;
 use tower_service::Service;
 
@@ -14,7 +15,7 @@ use super::answer::{ClassifyAnswer, Failure, Judged};
 use super::part::Part;
 use super::request::{CallFor, Cloned, Copies, Once};
 use super::respond::RespondLayer;
-use crate::{AnyError, Call, CallError, Pipeline};
+use crate::{AnyError, Call, CallError, Deadline, Pipeline, Rank};
 
 /// A pipeline or one of its layers as a [`tower_layer::Layer`]; go by its aliases, such as
 /// [`PipelineLayer`](super::PipelineLayer).
@@ -138,52 +139,64 @@ where
     fn call(&mut self, request: R) -> Self::Future {
         let layer = Arc::clone(&self.layer);
         let service = self.inner.clone();
-        ResponseFuture { boxed: Box::pin(async move { layer.run(service, request).await }) }
-    }
-}
-
-impl<P: Part, Q, C, A> PartLayer<P, Q, C, A> {
-    async fn run<R, S>(&self, service: S, request: R) -> Result<S::Response, CallError<S::Error>>
-    where
-        R: Send,
-        S: Service<R> + Send,
-        S::Response: Send,
-        S::Error: Send,
-        S::Future: Send,
-        Q: CallFor<R> + Sync,
-        C: ClassifyAnswer<S::Response, S::Error> + Sync,
-        A: Copies<(S, R)>,
-    {
-        let mut call = self.calls.call_for(&request);
-        call.idempotent &= A::ANY;
-        let mut next = Some((service, request));
-        let operation = || {
-            let this = next.take().expect("a call without copies has one attempt");
-            next = A::copy(&this);
-            async {
-                let (service, request) = this;
-                Failure::unless_good(attempt(service, request).await, &self.classifier)
-            }
-        };
-        let judged = Judged { repeatable: A::ANY };
-        let running = self.part.run(call, &judged, operation);
-        let running = async {
-            match call.rank {
-                Some(rank) => rank.scope(running).await,
-                None => running.await,
-            }
-        };
-        let result = match call.deadline {
-            Some(deadline) => deadline.scope(running).await,
-            None => running.await,
-        };
-        result.or_else(Failure::answer)
+        let boxed = Box::pin(async move {
+            let PartLayer { part, calls, classifier, .. } = &*layer;
+            let mut call = calls.call_for(&request);
+            call.idempotent &= A::ANY;
+            let mut next = Some((service, request));
+            let operation = || {
+                let this = next.take().expect("a call without copies has one attempt");
+                next = A::copy(&this);
+                async {
+                    let (service, request) = this;
+                    Failure::unless_good(attempt(service, request).await, classifier)
+                }
+            };
+            let judged = Judged { repeatable: A::ANY };
+            let result = Carried::new(&call, part.run(call, &judged, operation)).await;
+            result.or_else(Failure::answer)
+        });
+        ResponseFuture { boxed }
     }
 }
 
 async fn attempt<R, S: Service<R>>(mut service: S, request: R) -> Result<S::Response, S::Error> {
     poll_fn(|cx| service.poll_ready(cx)).await?;
     service.call(request).await
+}
+
+pin_project! {
+    /// A future to which a call's own deadline and rank are the surrounding ones.
+    struct Carried<F> {
+        deadline: Option<Deadline>,
+        rank: Option<Rank>,
+        #[pin]
+        future: F,
+    }
+}
+
+impl<F> Carried<F> {
+    fn new(call: &Call, future: F) -> Self {
+        let deadline = call.deadline.map(Deadline::inherited);
+        Self { deadline, rank: call.rank, future }
+    }
+}
+
+impl<F: Future> Future for Carried<F> {
+    type Output = F::Output;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
+        let this = self.project();
+        let poll = || this.future.poll(cx);
+        let poll = || match this.rank {
+            Some(rank) => rank.enter(poll),
+            None => poll(),
+        };
+        match this.deadline {
+            Some(deadline) => deadline.enter(poll),
+            None => poll(),
+        }
+    }
 }
 
 /// A call on its way: one box, whatever the layer. Dropping it is cancelling the call.

@@ -13,15 +13,16 @@ async fn a_service_that_is_ready_and_never_called_holds_nothing() {
     let (pipeline, _, bulkhead) = guarded();
     let upstream = Upstream::with_places(1, |_| (Duration::ZERO, Ok(200)));
     let layer = PipelineLayer::new(pipeline);
-    let mut ready: Vec<_> = (0..100).map(|_| layer.layer(upstream.clone())).collect();
-    for service in &mut ready {
-        poll_fn(|cx| service.poll_ready(cx)).await.unwrap();
+    let mut services: Vec<_> = (0..100).map(|_| layer.layer(upstream.clone())).collect();
+    for service in &mut services {
+        let ready = poll_fn(|cx| Poll::Ready(service.poll_ready(cx))).await;
+        assert!(ready.is_ready());
     }
     // Nor does a call that nobody has polled.
-    let calls: Vec<_> = ready.iter_mut().map(|service| service.call(request())).collect();
+    let calls: Vec<_> = services.iter_mut().map(|service| service.call(request())).collect();
     assert_eq!((bulkhead.available(), upstream.free()), (1, 1));
     drop(calls);
-    for service in ready {
+    for service in services {
         assert_eq!(send(service, request()).await.unwrap(), 200);
     }
 }

@@ -35,7 +35,8 @@ async fn places_are_counted_over_all_clones() {
     let bulkhead = bulkhead(1);
     let layer = BulkheadLayer::new(bulkhead.clone());
     let held = begun(send(layer.layer(Upstream::hanging()), request())).await;
-    let refused = send(layer.layer(Upstream::hanging()), request()).await.unwrap_err();
+    let other = layer.layer(Upstream::answering(Ok(200)));
+    let refused = send(other, request()).await.unwrap_err();
     assert!(matches!(refused, CallError::BulkheadFull(_)), "{refused}");
     held.abort();
     let _ = held.await;
