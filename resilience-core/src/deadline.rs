@@ -73,6 +73,12 @@ impl Deadline {
         Within { deadline: self.inherited(), future }
     }
 
+    /// Runs `f` with this deadline, which is no later than the surrounding one, for the surrounding one.
+    #[cfg(feature = "tower")]
+    pub(crate) fn enter<T>(self, f: impl FnOnce() -> T) -> T {
+        CURRENT.sync_scope(self, f)
+    }
+
     /// The instant itself.
     #[must_use]
     pub const fn instant(self) -> Instant {

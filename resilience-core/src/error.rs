@@ -1,5 +1,6 @@
 //! Why a call did not succeed, and when to come back.
 
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -112,7 +113,20 @@ impl<E> CallError<E> {
 
     /// The same failure with the operation's own error turned into another type.
     pub fn map_inner<F>(self, f: impl FnOnce(E) -> F) -> CallError<F> {
-        match self {
+        let mapped = |Failed { error, verdict, attempts, elapsed }| {
+            Err::<Infallible, _>(Failed { error: f(error), verdict, attempts, elapsed })
+        };
+        match self.or_else_inner(mapped) {
+            Err(error) => error,
+        }
+    }
+
+    /// The same failure, unless it is the operation's own and `f` makes a value of it.
+    pub(crate) fn or_else_inner<T, F>(
+        self,
+        f: impl FnOnce(Failed<E>) -> Result<T, Failed<F>>,
+    ) -> Result<T, CallError<F>> {
+        Err(match self {
             Self::CircuitOpen(e) => CallError::CircuitOpen(e),
             Self::DeadlineExceeded(e) => CallError::DeadlineExceeded(e),
             Self::AttemptTimeout(e) => CallError::AttemptTimeout(e),
@@ -122,10 +136,8 @@ impl<E> CallError<E> {
             Self::Shed(e) => CallError::Shed(e),
             Self::Injected(e) => CallError::Injected(e),
             Self::Draining(e) => CallError::Draining(e),
-            Self::Inner(Failed { error, verdict, attempts, elapsed }) => {
-                CallError::Inner(Failed { error: f(error), verdict, attempts, elapsed })
-            }
-        }
+            Self::Inner(failed) => return f(failed).map_err(CallError::Inner),
+        })
     }
 }
 
@@ -139,7 +151,7 @@ pub struct Failed<E> {
     pub verdict: Verdict,
     /// Attempts made, 1 or more.
     pub attempts: u32,
-    /// Time from the call to this answer; `None` where a breaker alone made it, which reads no clock.
+    /// Time from the call to this answer; `None` where a single layer made it, for which none reads the clock.
     pub elapsed: Option<Duration>,
 }
 

@@ -51,6 +51,8 @@ mod stale;
 mod sync;
 mod throttle;
 mod timeout;
+#[cfg(feature = "tower")]
+pub mod tower;
 mod verdict;
 
 #[cfg(feature = "macros")]
