@@ -62,7 +62,7 @@ pub(crate) fn circuit_changed() {
 ///   One that is half-open, or that nobody has called since its reset timeout was over, is not. A state
 ///   set by hand (forced open, forced closed, disabled, metrics only) is no opinion, and takes no hint.
 /// - A *quorum* is a share of the processes that have spoken of the circuit lately, this one included,
-///   and a least number of them.
+///   and a least number of them. Until all have spoken, when the store is new, it is a share of fewer.
 /// - A hint lasts as long as an opinion, and is renewed while the quorum stands. A circuit that has since
 ///   opened and closed again by its own probes knows better, and is left alone.
 /// - A store that is lost is logged once and counted. No call waits for it or fails because of it.
