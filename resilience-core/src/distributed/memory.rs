@@ -38,8 +38,11 @@ use crate::deadline::later;
 /// ```
 #[derive(Clone, Debug, Default)]
 pub struct MemoryOpinions {
-    circuits: Arc<Mutex<HashMap<Arc<str>, HashMap<ProcessId, Held>>>>,
+    circuits: Arc<Mutex<HashMap<Arc<str>, Voices>>>,
 }
+
+/// What each process said of one circuit.
+type Voices = HashMap<ProcessId, Held>;
 
 /// Whether a circuit is open in the eyes of one process, and until when that counts.
 #[derive(Debug)]
