@@ -186,18 +186,31 @@ pub struct AttemptTimeout {
 
 /// Too many calls are in flight already; the service was not called.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
-#[error("all {limit} places of bulkhead {name:?} are taken")]
+#[error("all {limit} places of bulkhead {name:?} are taken, {reason}")]
 #[non_exhaustive]
 pub struct BulkheadFull {
     /// The bulkhead's name.
     pub name: Arc<str>,
     /// How many calls may be in flight.
     pub limit: usize,
+    /// Why it did not get one of the places that come free.
+    pub reason: FullReason,
 }
 
-/// More calls than may be made in the time; the service was not called.
+/// Why a call did not get one of the places that come free.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+pub enum FullReason {
+    /// As many waited already as may.
+    #[error("and so is its queue")]
+    QueueFull,
+    /// None came free within the time it had.
+    #[error("and none came free in time")]
+    TimedOut,
+}
+
+/// So many calls are made in this time already; the service was not called.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
-#[error("rate of {name:?} exceeded; retry in {retry_after:?}")]
+#[error("rate limit of {name:?} reached; retry in {retry_after:?}")]
 #[non_exhaustive]
 pub struct RateLimited {
     /// The limiter's name.

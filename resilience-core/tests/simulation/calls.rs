@@ -332,7 +332,7 @@ impl Judge<'_> {
                 CallOutcome::CallerError | CallOutcome::ServiceError | CallOutcome::LocalError
             ),
             (End::AttemptTimeout | End::DeadlineExceeded, Some(outcome)) => {
-                outcome == CallOutcome::Timeout
+                matches!(outcome, CallOutcome::Timeout | CallOutcome::LocalError)
             }
             (End::CircuitOpen, Some(outcome)) => outcome == CallOutcome::CircuitOpen,
             (End::BulkheadFull | End::Draining, Some(outcome)) => outcome == CallOutcome::Rejected,
