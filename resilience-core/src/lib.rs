@@ -20,6 +20,8 @@ mod bulkhead;
 mod chaos;
 mod circuit;
 mod deadline;
+#[cfg(feature = "distributed")]
+mod distributed;
 mod endpoint;
 mod error;
 mod gate;
@@ -70,6 +72,11 @@ pub use bulkhead::{Bulkhead, BulkheadBuilder, Place, Rejections};
 #[cfg(feature = "chaos")]
 pub use chaos::{Chaos, ChaosBuilder};
 pub use deadline::Deadline;
+#[cfg(feature = "distributed")]
+pub use distributed::{
+    Exchange, ExchangeBuilder, ExchangeCounts, MemoryOpinions, Opinion, OpinionStore, ProcessId,
+    StoreError, Tally,
+};
 pub use endpoint::{
     Address, AddressError, Conditions, Endpoint, EndpointSet, Freshness, Role, WatchedEndpoints,
 };
