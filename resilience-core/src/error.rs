@@ -114,17 +114,18 @@ impl<E> CallError<E> {
     /// The same failure with the operation's own error turned into another type.
     pub fn map_inner<F>(self, f: impl FnOnce(E) -> F) -> CallError<F> {
         let mapped = |Failed { error, verdict, attempts, elapsed }| {
-            Err::<Infallible, _>(Failed { error: f(error), verdict, attempts, elapsed })
+            let error = f(error);
+            Err::<Infallible, _>(CallError::Inner(Failed { error, verdict, attempts, elapsed }))
         };
         match self.or_else_inner(mapped) {
             Err(error) => error,
         }
     }
 
-    /// The same failure, unless it is the operation's own and `f` makes a value of it.
+    /// The same failure, or what `f` makes of the operation's own.
     pub(crate) fn or_else_inner<T, F>(
         self,
-        f: impl FnOnce(Failed<E>) -> Result<T, Failed<F>>,
+        f: impl FnOnce(Failed<E>) -> Result<T, CallError<F>>,
     ) -> Result<T, CallError<F>> {
         Err(match self {
             Self::CircuitOpen(e) => CallError::CircuitOpen(e),
@@ -136,7 +137,7 @@ impl<E> CallError<E> {
             Self::Shed(e) => CallError::Shed(e),
             Self::Injected(e) => CallError::Injected(e),
             Self::Draining(e) => CallError::Draining(e),
-            Self::Inner(failed) => return f(failed).map_err(CallError::Inner),
+            Self::Inner(failed) => return f(failed),
         })
     }
 }

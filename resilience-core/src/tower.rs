@@ -73,9 +73,13 @@ mod part;
 mod request;
 mod respond;
 
+#[cfg(feature = "chaos")]
+use crate::Chaos;
+#[cfg(feature = "rate-limit")]
+use crate::RateLimiter;
 use crate::{
-    AnyError, Bulkhead, Call, CircuitBreaker, Hedge, LoadShedder, Pipeline, RetryPolicy, Throttle,
-    Timeout,
+    AdaptiveLimit, AnyError, Bulkhead, Call, CircuitBreaker, Hedge, LoadShedder, Pipeline,
+    RetryPolicy, Throttle, Timeout,
 };
 
 pub use answer::ClassifyAnswer;
@@ -139,6 +143,24 @@ pub type PipelineLayer<Q = Call, C = AnyError, A = Once> = PartLayer<Pipeline, Q
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub type LoadShedLayer<Q = Call, C = AnyError> = PartLayer<LoadShedder, Q, C>;
+
+/// A [`RateLimiter`]: a request waits for its turn until its deadline.
+///
+/// ```
+/// # use axum::{Router, http::StatusCode, response::IntoResponse, routing::post};
+/// use std::time::Duration;
+/// use resilience_core::RateLimiter;
+/// use resilience_core::tower::RateLimitLayer;
+///
+/// let limiter = RateLimiter::builder("mail", 10, Duration::from_secs(1)).build()?;
+/// let refuse = |_| StatusCode::TOO_MANY_REQUESTS.into_response();
+/// let app: Router = Router::new()
+///     .route("/mail", post(|| async { "sent" }))
+///     .layer(RateLimitLayer::new(limiter).respond(refuse));
+/// # Ok::<(), resilience_core::InvalidSetting>(())
+/// ```
+#[cfg(feature = "rate-limit")]
+pub type RateLimitLayer<Q = Call, C = AnyError> = PartLayer<RateLimiter, Q, C>;
 
 /// A [`Hedge`]: a call that is idempotent is sent once more while its answer is late. It clones each
 /// request, which must be `Clone`.
@@ -235,6 +257,27 @@ pub type ThrottleLayer<Q = Call, C = AnyError> = PartLayer<Throttle, Q, C>;
 /// ```
 pub type BulkheadLayer<Q = Call, C = AnyError> = PartLayer<Bulkhead, Q, C>;
 
+/// An [`AdaptiveLimit`]: a [`Bulkhead`] that learns its size from how long answers take. Over HTTP, say by
+/// [`classify`](PartLayer::classify) which responses ask for less; their verdict has a `retry_after`.
+///
+/// ```
+/// use std::convert::Infallible;
+/// use std::time::Duration;
+/// use axum::http::StatusCode;
+/// use axum::response::Response;
+/// use resilience_core::tower::AdaptiveLimitLayer;
+/// use resilience_core::{AdaptiveLimit, Replay, Verdict};
+///
+/// let limit = AdaptiveLimit::builder("search").max(200).build()?;
+/// let layer = AdaptiveLimitLayer::new(limit).classify(|answer: &Result<Response, Infallible>| {
+///     let status = answer.as_ref().map(Response::status).ok()?;
+///     let overload = status == StatusCode::TOO_MANY_REQUESTS;
+///     overload.then_some(Verdict::service(Replay::Safe).after(Duration::from_secs(1)))
+/// });
+/// # Ok::<(), resilience_core::InvalidSetting>(())
+/// ```
+pub type AdaptiveLimitLayer<Q = Call, C = AnyError> = PartLayer<AdaptiveLimit, Q, C>;
+
 /// A [`Timeout`], fixed or learned from the answers that are no failures.
 ///
 /// ```
@@ -251,3 +294,21 @@ pub type BulkheadLayer<Q = Call, C = AnyError> = PartLayer<Bulkhead, Q, C>;
 /// # Ok::<(), resilience_core::InvalidSetting>(())
 /// ```
 pub type TimeoutLayer<Q = Call, C = AnyError> = PartLayer<Timeout, Q, C>;
+
+/// A [`Chaos`], which strikes in place of the service.
+///
+/// ```
+/// # use axum::{Router, http::StatusCode, response::IntoResponse, routing::get};
+/// use resilience_core::Chaos;
+/// use resilience_core::tower::ChaosLayer;
+///
+/// let chaos = Chaos::builder("search").faults(0.05).build()?;
+/// let fail = |_| StatusCode::INTERNAL_SERVER_ERROR.into_response();
+/// let app: Router = Router::new()
+///     .route("/search", get(|| async { "found" }))
+///     .layer(ChaosLayer::new(chaos.clone()).respond(fail));
+/// chaos.set_enabled(true);
+/// # Ok::<(), resilience_core::InvalidSetting>(())
+/// ```
+#[cfg(feature = "chaos")]
+pub type ChaosLayer<Q = Call, C = AnyError> = PartLayer<Chaos, Q, C>;

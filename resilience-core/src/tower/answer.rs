@@ -1,6 +1,10 @@
 //! What a service's answer means: over HTTP, a failure comes as a response like any other.
 
-use crate::{AnyError, CallError, Classify, Failed, Replay, Verdict};
+use std::sync::Arc;
+
+use tokio::time::Instant;
+
+use crate::{AnyError, CallError, Classify, DeadlineExceeded, Failed, Replay, Verdict};
 
 /// Says what an answer means, be it a response or an error. Any `Fn(&Result<T, E>) -> Option<Verdict>`
 /// is one; [`AnyError`] takes every error for a failure of the service, and every response for a success.
@@ -44,24 +48,41 @@ impl<T, E> Failure<T, E> {
             (Some(verdict), answer) => Err(Self { answer, verdict }),
         }
     }
+}
 
+/// Reads a failure's verdict, on the way in and on the way out.
+pub(super) struct Judged<'a> {
+    /// Whether there is a copy of the request. Without one, no attempt may follow, whatever the verdict.
+    pub(super) repeatable: bool,
+    /// The name of the pipeline that makes the call, and since when, if it is to repeat what is not idempotent.
+    pub(super) write: Option<(&'a Arc<str>, Instant)>,
+}
+
+impl Judged<'_> {
     /// What a call ends with: a response that is a failure is a response all the same.
-    pub(super) fn answer(error: CallError<Self>) -> Result<T, CallError<E>> {
+    pub(super) fn answer<T, E>(&self, error: CallError<Failure<T, E>>) -> Result<T, CallError<E>> {
         error.or_else_inner(|failed| {
-            let Failed { error: Self { answer, verdict: own }, verdict, attempts, elapsed } =
-                failed;
-            let verdict = Verdict { replay: own.replay, ..verdict };
-            answer.map_err(|error| Failed { error, verdict, attempts, elapsed })
+            let Failed { error: failure, mut verdict, attempts, elapsed } = failed;
+            let Failure { answer, verdict: own } = failure;
+            if let (Ok(_), Some((name, started))) = (&answer, self.write)
+                && verdict.replay != own.replay
+            {
+                // The response says that nothing was executed, but the attempt after it was cut off,
+                // and may have been.
+                let (name, elapsed) = (Arc::clone(name), started.elapsed());
+                let (attempts, blame) = (attempts.saturating_add(1), verdict.blame);
+                return Err(DeadlineExceeded { name, attempts, elapsed, blame }.into());
+            }
+            if !self.repeatable {
+                // Whoever has another request may send that.
+                verdict.replay = own.replay;
+            }
+            answer.map_err(|error| CallError::Inner(Failed { error, verdict, attempts, elapsed }))
         })
     }
 }
 
-/// Reads a failure's verdict; without a copy of the request, whatever it is, none may follow.
-pub(super) struct Judged {
-    pub(super) repeatable: bool,
-}
-
-impl<T, E> Classify<Failure<T, E>> for Judged {
+impl<T, E> Classify<Failure<T, E>> for Judged<'_> {
     fn verdict(&self, failure: &Failure<T, E>) -> Verdict {
         match self.repeatable {
             true => failure.verdict,

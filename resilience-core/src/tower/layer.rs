@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use pin_project_lite::pin_project;
+use tokio::time::Instant;
 use tower_layer::Layer;
 use tower_service::Service;
 
@@ -152,9 +153,11 @@ where
                     Failure::unless_good(attempt(service, request).await, classifier)
                 }
             };
-            let judged = Judged { repeatable: A::ANY };
+            let pipeline = part.pipeline().filter(|_| A::ANY && !call.idempotent);
+            let write = pipeline.map(|pipeline| (pipeline.name(), Instant::now()));
+            let judged = Judged { repeatable: A::ANY, write };
             let result = Carried::new(&call, part.run(call, &judged, operation)).await;
-            result.or_else(Failure::answer)
+            result.or_else(|error| judged.answer(error))
         });
         ResponseFuture { boxed }
     }

@@ -1,19 +1,22 @@
 //! A pipeline and each of its layers, seen alike: what runs a call in one or more attempts.
 
 use std::future::Future;
-use std::pin::pin;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use tokio::time::Instant;
 
 use super::request::{Cloned, Once};
+#[cfg(feature = "chaos")]
+use crate::Chaos;
+#[cfg(feature = "rate-limit")]
+use crate::RateLimiter;
 use crate::hedge::Standing;
 use crate::nesting::{self, Inner};
 use crate::permit::{Settle, Watched};
 use crate::{
-    Blame, Bulkhead, Call, CallError, CircuitBreaker, Classify, Deadline, Failed, Hedge,
-    LoadShedder, Outcome, Pipeline, Rank, RetryPolicy, Throttle, Timeout,
+    AdaptiveLimit, Blame, Bulkhead, Call, CallError, CircuitBreaker, Classify, Deadline, Failed,
+    Hedge, LoadShedder, Outcome, Pipeline, Rank, RetryPolicy, Throttle, Timeout,
 };
 
 /// What can stand before a service: a [`Pipeline`], or one of its layers alone. It is sealed.
@@ -35,16 +38,27 @@ pub trait Part: Clone + Send + Sync + sealed::Sealed + 'static {
         T: Send,
         E: Send,
         Fut: Future<Output = Result<T, E>> + Send;
+
+    /// The pipeline, if it is one: of all parts, only that cuts off one of several attempts.
+    #[doc(hidden)]
+    fn pipeline(&self) -> Option<&Pipeline> {
+        None
+    }
 }
 
 mod sealed {
     /// Keeps [`Part`](super::Part) from being implemented elsewhere.
     pub trait Sealed {}
+    impl Sealed for crate::AdaptiveLimit {}
     impl Sealed for crate::Bulkhead {}
+    #[cfg(feature = "chaos")]
+    impl Sealed for crate::Chaos {}
     impl Sealed for crate::CircuitBreaker {}
     impl Sealed for crate::Hedge {}
     impl Sealed for crate::LoadShedder {}
     impl Sealed for crate::Pipeline {}
+    #[cfg(feature = "rate-limit")]
+    impl Sealed for crate::RateLimiter {}
     impl Sealed for crate::RetryPolicy {}
     impl Sealed for crate::Throttle {}
     impl Sealed for crate::Timeout {}
@@ -61,6 +75,10 @@ impl Part for Pipeline {
     ) -> Result<T, CallError<E>> {
         Pipeline::run(self, call, classifier, |_| operation()).await
     }
+
+    fn pipeline(&self) -> Option<&Pipeline> {
+        Some(self)
+    }
 }
 
 impl Part for LoadShedder {
@@ -73,6 +91,21 @@ impl Part for LoadShedder {
         mut operation: impl FnMut() -> Fut,
     ) -> Result<T, CallError<E>> {
         let _admitted = self.admit(Rank::current())?;
+        operation().await.map_err(|error| failed(classifier, error))
+    }
+}
+
+#[cfg(feature = "rate-limit")]
+impl Part for RateLimiter {
+    type Copies = Once;
+
+    async fn run<T, E, Fut: Future<Output = Result<T, E>>>(
+        &self,
+        _: Call,
+        classifier: &impl Classify<E>,
+        mut operation: impl FnMut() -> Fut,
+    ) -> Result<T, CallError<E>> {
+        self.acquire(inherited()).await?;
         operation().await.map_err(|error| failed(classifier, error))
     }
 }
@@ -120,15 +153,15 @@ impl Part for RetryPolicy {
         let mut retries = self.begin(&self.name);
         let mut attempts = 0;
         let result = loop {
-            let mut attempt = pin!(nesting::listen(operation()));
-            let error = match attempt.as_mut().await {
+            let (answer, inner) = nesting::listen(operation()).await;
+            let error = match answer {
                 Ok(value) => break Ok(value),
                 Err(error) => error,
             };
             attempts += 1;
             let failed = Failed { attempts, ..judged(classifier, error) };
-            let may_repeat = failed.verdict.may_repeat(call.idempotent)
-                && nesting::heard(attempt) != Some(Inner::GaveUp);
+            let may_repeat =
+                failed.verdict.may_repeat(call.idempotent) && inner != Some(Inner::GaveUp);
             retries.budgeted = failed.verdict.blame != Blame::Local;
             let deadline = Deadline::current();
             match retries.next(may_repeat, failed.verdict.retry_after, deadline) {
@@ -198,6 +231,36 @@ impl Part for Bulkhead {
     }
 }
 
+impl Part for AdaptiveLimit {
+    type Copies = Once;
+
+    async fn run<T, E, Fut: Future<Output = Result<T, E>>>(
+        &self,
+        _: Call,
+        classifier: &impl Classify<E>,
+        mut operation: impl FnMut() -> Fut,
+    ) -> Result<T, CallError<E>> {
+        let place = match self.try_acquire() {
+            Some(place) => place,
+            None => self.acquire(inherited()).await?,
+        };
+        let started = Instant::now();
+        let result = operation().await.map_err(|error| judged(classifier, error));
+        let load = match &result {
+            Ok(_) => Outcome::Success,
+            // Of errors, only one that asks for time speaks of load.
+            Err(Failed { verdict, .. })
+                if verdict.blame == Blame::Service && verdict.retry_after.is_some() =>
+            {
+                Outcome::Failure
+            }
+            Err(_) => Outcome::Excluded,
+        };
+        place.settle(load, started.elapsed());
+        result.map_err(CallError::Inner)
+    }
+}
+
 impl Part for Timeout {
     type Copies = Once;
 
@@ -208,6 +271,21 @@ impl Part for Timeout {
         mut operation: impl FnMut() -> Fut,
     ) -> Result<T, CallError<E>> {
         Timeout::run(self, operation()).await?.map_err(|error| failed(classifier, error))
+    }
+}
+
+#[cfg(feature = "chaos")]
+impl Part for Chaos {
+    type Copies = Once;
+
+    async fn run<T, E, Fut: Future<Output = Result<T, E>>>(
+        &self,
+        _: Call,
+        classifier: &impl Classify<E>,
+        mut operation: impl FnMut() -> Fut,
+    ) -> Result<T, CallError<E>> {
+        self.strike().await?;
+        operation().await.map_err(|error| failed(classifier, error))
     }
 }
 

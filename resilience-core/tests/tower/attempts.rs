@@ -26,7 +26,7 @@ async fn a_request_of_which_there_is_but_one_is_sent_once() {
 #[cfg(feature = "chaos")]
 #[tokio::test(start_paused = true)]
 async fn a_request_that_chaos_kept_back_is_still_there_for_the_next_attempt() {
-    let chaos = resilience_core::Chaos::builder("upstream").faults(0.5).seed(1).enabled(true);
+    let chaos = Chaos::builder("upstream").faults(0.5).seed(1).enabled(true);
     let builder = Pipeline::builder("upstream").retry(retry(100));
     let pipeline = builder.chaos(chaos.build().unwrap()).build().unwrap();
     let upstream = Upstream::answering(Ok(200));
@@ -67,6 +67,36 @@ async fn what_is_not_said_to_be_idempotent_is_not_repeated() {
     let slow = Upstream::new(|_| (SECOND, Ok(200)));
     send(layer.layer(slow.clone()), request()).await.unwrap();
     assert_eq!(slow.calls(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_write_that_was_cut_off_in_its_retry_is_not_said_to_be_refused() {
+    let refused_then_hanging = |refusal: Answer| {
+        Upstream::new(move |n| match n {
+            1 => (MS, refusal.clone()),
+            _ => (Duration::MAX, Ok(200)),
+        })
+    };
+    let builder = Pipeline::builder("upstream").retry(retry(3)).deadline(SECOND);
+    let layer = PipelineLayer::new(builder.build().unwrap()).clone_request();
+    let layer = layer.classify(|answer: &Answer| match answer {
+        Ok(200) => None,
+        _ => Some(Verdict::service(Replay::Safe)),
+    });
+    let upstream = refused_then_hanging(Ok(429));
+    let error = send(layer.layer(upstream.clone()), request()).await.unwrap_err();
+    let CallError::DeadlineExceeded(over) = error else { panic!("{error}") };
+    assert_eq!((over.attempts, over.elapsed, upstream.calls()), (2, SECOND, 2));
+
+    let upstream = refused_then_hanging(Err(Reset));
+    let error = send(layer.layer(upstream), request()).await.unwrap_err();
+    let CallError::Inner(failed) = error else { panic!("{error}") };
+    assert_eq!(failed.verdict.replay, Replay::IfIdempotent);
+
+    // A read may run as often as it likes.
+    let upstream = refused_then_hanging(Ok(429));
+    let answer = send(layer.calls(Call::read()).layer(upstream), request()).await;
+    assert_eq!(answer.unwrap(), 429);
 }
 
 #[tokio::test(start_paused = true)]

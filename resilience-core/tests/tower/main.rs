@@ -17,14 +17,18 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use resilience_core::tower::{
-    BulkheadLayer, CircuitBreakerLayer, HedgeLayer, LoadShedLayer, PipelineLayer, RetryLayer,
-    ThrottleLayer, TimeoutLayer,
+    AdaptiveLimitLayer, BulkheadLayer, CircuitBreakerLayer, HedgeLayer, LoadShedLayer,
+    PipelineLayer, RetryLayer, ThrottleLayer, TimeoutLayer,
 };
 use resilience_core::{
-    Bulkhead, Call, CallError, CircuitBreaker, CircuitState, Deadline, Hedge, LoadShedder,
-    Pipeline, Prioritizer, Priority, Rank, Replay, RetryBudget, RetryPolicy, Throttle, Timeout,
-    Verdict,
+    AdaptiveLimit, Bulkhead, Call, CallError, CircuitBreaker, CircuitState, Deadline, Hedge,
+    LoadShedder, Pipeline, Prioritizer, Priority, Rank, Replay, RetryBudget, RetryPolicy, Throttle,
+    Timeout, Verdict,
 };
+#[cfg(feature = "chaos")]
+use resilience_core::{Chaos, tower::ChaosLayer};
+#[cfg(feature = "rate-limit")]
+use resilience_core::{RateLimiter, tower::RateLimitLayer};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, sleep};
 use tower_layer::Layer;

@@ -114,3 +114,50 @@ async fn a_timeout_learns_from_the_good_answers_of_all_clones() {
     let late = send(layer.layer(Upstream::hanging()), request()).await.unwrap_err();
     assert!(matches!(late, CallError::AttemptTimeout(_)), "{late}");
 }
+
+#[cfg(feature = "rate-limit")]
+#[tokio::test(start_paused = true)]
+async fn a_rate_is_kept_over_all_clones() {
+    let limiter = RateLimiter::builder("upstream", 10, SECOND).burst(1).build().unwrap();
+    let layer = RateLimitLayer::new(limiter);
+    let started = Instant::now();
+    for _ in 0..11 {
+        send(layer.layer(Upstream::answering(Ok(200))), request()).await.unwrap();
+    }
+    assert_eq!(started.elapsed(), SECOND);
+    let now = Call::write().by(Deadline::within(MS));
+    let refused = send(layer.calls(now).layer(Upstream::answering(Ok(200))), request()).await;
+    assert_eq!(refused.unwrap_err().retry_after(), Some(100 * MS));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_adaptive_limit_learns_from_all_clones() {
+    let limit = AdaptiveLimit::builder("upstream").initial(100).build().unwrap();
+    let asks_for_time = |answer: &Answer| match answer {
+        Ok(429) => Some(Verdict::service(Replay::Safe).after(SECOND)),
+        answer => judge(answer),
+    };
+    let layer = AdaptiveLimitLayer::new(limit.clone()).classify(asks_for_time);
+    let drive = async |status| {
+        for _ in 0..200 {
+            let upstream = Upstream::new(move |_| (10 * MS, Ok(status)));
+            send(layer.layer(upstream), request()).await.unwrap();
+        }
+    };
+    drive(503).await;
+    assert_eq!((limit.limit(), limit.in_flight()), (100, 0));
+    drive(429).await;
+    assert!(limit.limit() < 100, "{}", limit.limit());
+    assert_eq!(limit.in_flight(), 0);
+}
+
+#[cfg(feature = "chaos")]
+#[tokio::test(start_paused = true)]
+async fn chaos_has_one_switch_for_all_clones() {
+    let chaos = Chaos::builder("upstream").faults(1.0).build().unwrap();
+    let service = ChaosLayer::new(chaos.clone()).layer(Upstream::answering(Ok(200)));
+    send(service.clone(), request()).await.unwrap();
+    chaos.set_enabled(true);
+    let struck = send(service, request()).await.unwrap_err();
+    assert!(matches!(struck, CallError::Injected(_)), "{struck}");
+}
