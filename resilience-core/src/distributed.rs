@@ -22,7 +22,7 @@ mod store;
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::Notify;
@@ -227,33 +227,51 @@ impl Exchange {
 
     /// Arms the circuits for which a quorum stands.
     fn heed(&self, seen: &[Seen], tallies: &[Tally]) {
-        let settings = &self.shared.settings;
-        let mut quorums = self.quorums();
-        let before = std::mem::take(&mut *quorums);
-        let mut hinted = Vec::new();
-        for (seen, tally) in
-            seen.iter().zip(tallies).filter(|(_, tally)| settings.is_quorum(**tally))
-        {
-            let name = seen.breaker.name();
-            let known = before.get(name).copied();
-            let first = known.unwrap_or(seen.generation);
-            quorums.insert(Arc::clone(name), first);
-            if seen.is_closed && seen.generation == first {
-                hinted.push((seen, tally, known.is_none()));
-            }
+        let hinted = self.hinted(seen, tallies);
+        if hinted.is_empty() {
+            return;
         }
-        drop(quorums);
-        for (seen, Tally { processes, open }, is_new) in hinted {
-            seen.breaker.arm(settings.ttl);
+        for breaker in self.breakers() {
+            let Some((tally, is_new)) = hinted.get(breaker.name()) else { continue };
+            breaker.arm(self.shared.settings.ttl);
             self.shared.hints.fetch_add(1, Ordering::Relaxed);
-            if is_new {
-                tracing::debug!(target: "shared_external::distributed", name = %seen.breaker.name(), processes, open, "armed: a quorum of processes has this circuit open");
+            if *is_new {
+                let Tally { processes, open } = tally;
+                tracing::debug!(target: "shared_external::distributed", name = %breaker.name(), processes, open, "armed: a quorum of processes has this circuit open");
             }
         }
     }
 
-    /// The circuits, and what this process thinks of them.
+    /// The circuits to arm, why, and whether this is the first time since the quorum was seen.
+    fn hinted<'a>(
+        &self,
+        seen: &'a [Seen],
+        tallies: &[Tally],
+    ) -> HashMap<&'a Arc<str>, (Tally, bool)> {
+        let settings = &self.shared.settings;
+        let mut quorums = self.shared.quorums.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = std::mem::take(&mut *quorums);
+        let mut hinted = HashMap::new();
+        for (seen, tally) in
+            seen.iter().zip(tallies).filter(|(_, tally)| settings.is_quorum(**tally))
+        {
+            let known = before.get(&seen.circuit).copied();
+            let first = known.unwrap_or(seen.generation);
+            quorums.insert(Arc::clone(&seen.circuit), first);
+            if seen.is_closed && seen.generation == first {
+                hinted.insert(&seen.circuit, (*tally, known.is_none()));
+            }
+        }
+        hinted
+    }
+
+    /// What this process thinks of its circuits. It holds none of them, for what is held is not evicted,
+    /// and the store may take its time.
     fn look(&self) -> Vec<Seen> {
+        self.breakers().iter().filter_map(Seen::of).collect()
+    }
+
+    fn breakers(&self) -> Vec<CircuitBreaker> {
         let mut breakers = match &self.shared.breakers {
             Some(breakers) => breakers.clone(),
             None => CircuitRegistry::global().all(),
@@ -264,7 +282,7 @@ impl Exchange {
         breakers.truncate(CIRCUITS);
         let left_out = (all - breakers.len()) as u64;
         self.shared.left_out.store(left_out, Ordering::Relaxed);
-        breakers.into_iter().filter_map(Seen::of).collect()
+        breakers
     }
 
     fn period(&self) -> Duration {
@@ -274,10 +292,6 @@ impl Exchange {
     fn jittered_period(&self) -> Duration {
         let roll = self.shared.jitter.lock().unwrap_or_else(PoisonError::into_inner).f64();
         self.period().mul_f64(1.0 - JITTER + 2.0 * JITTER * roll)
-    }
-
-    fn quorums(&self) -> MutexGuard<'_, HashMap<Arc<str>, u32>> {
-        self.shared.quorums.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -293,7 +307,7 @@ impl fmt::Debug for Exchange {
 
 /// A circuit of this process at the moment of an exchange.
 struct Seen {
-    breaker: CircuitBreaker,
+    circuit: Arc<str>,
     generation: u32,
     is_closed: bool,
     is_open: bool,
@@ -301,7 +315,7 @@ struct Seen {
 
 impl Seen {
     /// `None` of a circuit whose state was set by hand.
-    fn of(breaker: CircuitBreaker) -> Option<Self> {
+    fn of(breaker: &CircuitBreaker) -> Option<Self> {
         let snapshot = breaker.snapshot();
         let (is_closed, is_open) = match snapshot.state {
             CircuitState::Closed => (true, false),
@@ -313,12 +327,12 @@ impl Seen {
             | CircuitState::Disabled
             | CircuitState::MetricsOnly => return None,
         };
-        Some(Self { breaker, generation: snapshot.generation, is_closed, is_open })
+        Some(Self { circuit: snapshot.name, generation: snapshot.generation, is_closed, is_open })
     }
 }
 
 fn opinions(seen: &[Seen]) -> Vec<Opinion> {
     let opinion =
-        |seen: &Seen| Opinion { circuit: Arc::clone(seen.breaker.name()), is_open: seen.is_open };
+        |seen: &Seen| Opinion { circuit: Arc::clone(&seen.circuit), is_open: seen.is_open };
     seen.iter().map(opinion).collect()
 }

@@ -10,7 +10,7 @@
 //! | `discovery`, `kubernetes` | [`ServiceRegistry`]: where a service is, from configuration, files or DNS |
 //! | `monitoring` | [`setup_default_monitoring`], [`get_monitoring_manager`]: health, alerts, metrics |
 //! | `axum` | [`axum`]: health routes, a deadline per request, graceful shutdown |
-//! | `distributed` | `Exchange`, and with `redis` `RedisOpinions`: circuits of many processes warn each other |
+//! | `distributed` | [`Exchange`], and with `redis` [`RedisOpinions`]: circuits of many processes warn each other |
 //! | `macros` | [`circuit_breaker`] and [`with_retry`] as attributes |
 //! | `full` | all of these |
 //!

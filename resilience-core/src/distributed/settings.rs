@@ -39,7 +39,8 @@ impl ExchangeBuilder {
     }
 
     /// The circuits to speak of, in place of those that [`CircuitRegistry::global`] lists. The first 256
-    /// in the order of their names; of several with one name, one.
+    /// in the order of their names; of several with one name, one. It holds them, so breakers of keys belong
+    /// into the registry: what is held is never evicted.
     ///
     /// [`CircuitRegistry::global`]: crate::CircuitRegistry::global
     pub fn breakers(mut self, breakers: impl IntoIterator<Item = CircuitBreaker>) -> Self {

@@ -1,9 +1,11 @@
 //! Fear: what other processes say refuses a call here, or losing touch with them changes anything.
 #![cfg(feature = "distributed")]
 
-use std::io::Write;
+mod outage;
+mod pace;
+
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -11,7 +13,7 @@ use resilience_core::{
     CircuitBreaker, CircuitBreakerBuilder, CircuitState, Deadline, Exchange, ExchangeBuilder,
     MemoryOpinions, Opinion, OpinionStore, ProcessId, StoreError, Tally,
 };
-use tokio::time::{Instant, advance, sleep, timeout};
+use tokio::time::{Instant, advance, sleep};
 
 const SECOND: Duration = Duration::from_secs(1);
 const MILLI: Duration = Duration::from_millis(1);
@@ -167,63 +169,6 @@ async fn no_call_is_refused_by_what_others_say() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_lost_store_leaves_each_to_what_it_sees_itself() {
-    for lost in [REFUSES, HANGS, RAVES] {
-        let store = Store::default();
-        let processes = Process::some(&store, 4);
-        processes[0].fail(5);
-        processes[1].fail(5);
-        all_speak(&processes).await;
-        store.turn(lost);
-        let until = Deadline::within(SECOND);
-        processes[2].exchange.exchange_once(until).await.unwrap_err();
-        assert!(!until.has_passed(Instant::now() - MILLI), "it ends by its deadline");
-        assert!(processes[2].is_armed(), "nothing has changed");
-        assert_eq!(processes[2].exchange.counts().failures, 1);
-
-        let started = Instant::now();
-        while processes[2].is_armed() {
-            assert!(started.elapsed() < TTL, "a hint outlives the word of the store");
-            let _ = processes[2].exchange.exchange_once(Deadline::within(SECOND / 10)).await;
-            processes[2].breaker.try_acquire().unwrap().success();
-            sleep(SECOND / 10).await;
-        }
-        for process in &processes[2..] {
-            process.fail(4);
-            assert_eq!(process.breaker.state(), CircuitState::Closed);
-            process.fail(1);
-            assert_eq!(process.breaker.state(), CircuitState::Open);
-        }
-        store.turn(UP);
-        processes[3].speak().await;
-    }
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_process_that_is_gone_has_no_say() {
-    let store = Store::default();
-    let mut processes = Process::some(&store, 5);
-    all_speak(&processes).await;
-    processes[0].fail(5);
-    processes[1].fail(5);
-    all_speak(&processes).await;
-    assert!(!processes[2].is_armed(), "two of five");
-    processes.truncate(4);
-    sleep(TTL - MILLI).await;
-    processes[2].speak().await;
-    assert!(!processes[2].is_armed(), "the one that is gone may still be there");
-    sleep(MILLI).await;
-    all_speak(&processes).await;
-    assert!(processes[2].is_armed(), "two of the four that are left");
-
-    let rest = processes.split_off(2);
-    drop(processes);
-    sleep(TTL).await;
-    all_speak(&rest).await;
-    assert!(!rest[0].is_armed(), "those who had it open are gone");
-}
-
-#[tokio::test(start_paused = true)]
 async fn what_was_set_by_hand_is_no_opinion_and_takes_no_hint() {
     let store = Store::default();
     let processes = Process::some(&store, 4);
@@ -323,135 +268,6 @@ async fn circuits_do_not_keep_each_other_open_by_hearsay() {
     for seed in 0..20 {
         assert_eq!(open_after(10 * RESET, seed).await, 0, "seed {seed}");
     }
-}
-
-#[tokio::test(start_paused = true)]
-async fn left_to_themselves_they_hear_within_a_period() {
-    let store = Store::default();
-    let processes = Process::some(&store, 3);
-    let running: Vec<_> = processes
-        .iter()
-        .map(|Process { exchange, .. }| {
-            let exchange = exchange.clone();
-            tokio::spawn(async move { exchange.run().await })
-        })
-        .collect();
-    for round in 0..20 {
-        sleep(TTL + round * 77 * MILLI).await;
-        assert!(!processes[2].is_armed());
-        let started = Instant::now();
-        processes[..2].iter().for_each(|process| process.fail(5));
-        while !processes[2].is_armed() {
-            processes[2].breaker.try_acquire().unwrap().success();
-            sleep(MILLI).await;
-        }
-        let took = started.elapsed();
-        assert!(took <= 1_100 * MILLI, "{took:?}, but a period is a second, give or take a tenth");
-        processes.iter().for_each(|process| process.breaker.reset());
-    }
-    assert_eq!(processes[2].breaker.snapshot().not_permitted, 0);
-    running.iter().for_each(tokio::task::JoinHandle::abort);
-    sleep(TTL).await;
-    let after = store.asked();
-    sleep(RESET).await;
-    assert_eq!(store.asked(), after, "dropped, it has ended");
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_change_is_told_at_once_but_one_that_flaps_not_each_time() {
-    let store = Store::default();
-    let breaker = breaker().build().unwrap();
-    let exchange = exchange(&store, &breaker).period(100 * SECOND).build().unwrap();
-    let running = tokio::spawn(async move { exchange.run().await });
-    sleep(50 * SECOND).await;
-    assert_eq!(store.asked(), 1);
-    breaker.force_closed();
-    breaker.reset();
-    CircuitBreaker::new("none of its business").force_open();
-    sleep(10 * SECOND).await;
-    assert_eq!(store.asked(), 1, "there is nothing new to be said");
-    for _ in 0..5 {
-        breaker.try_acquire().unwrap().failure();
-    }
-    sleep(MILLI).await;
-    assert_eq!(store.asked(), 2);
-    let mut rolls = fastrand::Rng::with_seed(3);
-    let started = Instant::now();
-    while started.elapsed() < 100 * SECOND {
-        match breaker.state() {
-            CircuitState::Closed => (0..5).for_each(|_| breaker.try_acquire().unwrap().failure()),
-            _ => breaker.reset(),
-        }
-        sleep(rolls.u32(1..10) * MILLI).await;
-    }
-    let asked = store.asked();
-    assert!((5..=13).contains(&asked), "{asked} exchanges in a period");
-    running.abort();
-}
-
-#[derive(Clone, Default)]
-struct Log(Arc<Mutex<Vec<u8>>>);
-
-impl Write for Log {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0.lock().unwrap().extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
-}
-
-#[tokio::test(start_paused = true)]
-async fn an_outage_is_logged_once_and_counted_and_ends_by_itself() {
-    let log = Log::default();
-    let writer = log.clone();
-    let subscriber = tracing_subscriber::fmt()
-        .with_max_level(tracing::Level::INFO)
-        .with_ansi(false)
-        .without_time()
-        .with_writer(move || writer.clone())
-        .finish();
-    let guard = tracing::subscriber::set_default(subscriber);
-    let store = Store::default();
-    let Process { exchange, .. } = Process::new(&store);
-    let running = tokio::spawn({
-        let exchange = exchange.clone();
-        async move { exchange.run().await }
-    });
-    for state in [REFUSES, UP, HANGS, UP] {
-        sleep(100 * SECOND).await;
-        store.turn(state);
-    }
-    sleep(100 * SECOND).await;
-    running.abort();
-    drop(guard);
-    let counts = exchange.counts();
-    assert!((290..320).contains(&counts.exchanges), "{counts:?}");
-    assert!((180..220).contains(&counts.failures), "{counts:?}");
-    let text = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
-    let told = |what: &str| text.matches(what).count();
-    let (lost, found) = (told(" WARN "), told("opinions are exchanged again"));
-    assert_eq!((lost, found), (2, 2), "{text}");
-    assert_eq!(told("error=connection refused"), 1, "{text}");
-}
-
-#[tokio::test(start_paused = true)]
-async fn an_exchange_that_is_dropped_or_out_of_time_leaves_nothing_behind() {
-    let store = Store::default();
-    let process = Process::new(&store);
-    store.turn(HANGS);
-    let dropped = process.exchange.exchange_once(Deadline::within(RESET));
-    assert!(timeout(SECOND, dropped).await.is_err());
-    assert_eq!(process.exchange.counts().failures, 0);
-    let started = Instant::now();
-    let outer = Deadline::within(SECOND);
-    let error = outer.scope(process.exchange.exchange_once(Deadline::within(RESET))).await;
-    assert!(matches!(error, Err(StoreError::TimedOut)), "{error:?}");
-    assert_eq!(started.elapsed(), SECOND, "the nearer deadline holds");
-    store.turn(UP);
-    process.speak().await;
 }
 
 #[tokio::test(start_paused = true)]
