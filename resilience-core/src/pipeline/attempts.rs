@@ -74,9 +74,10 @@ pub(super) fn standing<T, E>(result: &Result<T, Ended<E>>, idempotent: bool) -> 
 }
 
 impl Layers {
-    /// Attempts until one succeeds, or none may follow.
+    /// Attempts until one succeeds, or none may follow; the first begins `now`.
     pub(super) async fn attempts<T, E, Fut>(
         &self,
+        mut now: Instant,
         classifier: &impl Classify<E>,
         operation: &mut impl FnMut(Attempt) -> Fut,
         record: &Record<'_>,
@@ -86,8 +87,6 @@ impl Layers {
     {
         let mut retries = self.retry.retries(&self.name);
         let mut last: Option<Ended<E>> = None;
-        // The first begins with the call: it needs no look at the clock of its own.
-        let mut now = record.started;
         loop {
             let ended = match self.attempt(&now, classifier, operation, record).await {
                 Ok(value) => return Ok(value),
@@ -97,9 +96,6 @@ impl Layers {
                 let fate = ended.attempt;
                 return Err(last.map_or(ended, |last| last.outlived(fate)));
             };
-            if inner.is_some() && self.retry.max_retries() > 0 {
-                self.nested.get_or_init(|| Unwise::NestedRetries.report(&self.name));
-            }
             // Waiting for an open circuit would only end in its refusal.
             let may_repeat = verdict.may_repeat(record.idempotent)
                 && !self.guard.as_ref().is_some_and(Guard::is_open)
@@ -163,15 +159,17 @@ impl Layers {
             until.instant(),
         ));
         match work.as_mut().await {
-            Some((permit, (Ok(value), _))) => {
+            Some((permit, (Ok(value), inner))) => {
                 settle(permit, Outcome::Success);
                 leave(Outcome::Success);
+                self.hear(inner);
                 if self.timeout.is_learned() {
                     self.timeout.record(now.elapsed());
                 }
                 Ok(value)
             }
             Some((permit, (Err(Struck::Inner(error)), inner))) => {
+                self.hear(inner);
                 let mut verdict = classifier.verdict(&error);
                 if verdict.blame == Blame::Service {
                     let ended = Instant::now();
@@ -225,6 +223,13 @@ impl Layers {
                 let verdict = Verdict { blame, ..Verdict::service(Replay::IfIdempotent) };
                 Err(failed(timeout.into(), verdict, None))
             }
+        }
+    }
+
+    /// Reports, once, that a pipeline that retries ran inside this one, if it retries too.
+    fn hear(&self, inner: Option<Inner>) {
+        if inner.is_some() && self.retry.max_retries() > 0 {
+            self.nested.get_or_init(|| Unwise::NestedRetries.report(&self.name));
         }
     }
 }
