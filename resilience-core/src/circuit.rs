@@ -1,4 +1,5 @@
-//! The state machine of a breaker: pure but for its atomics, told the time by its caller.
+//! The state machine of a breaker: pure but for its atomics, told the time by its caller. Only before
+//! it takes a call for slow, it asks whether this process stood still.
 //!
 //! ```text
 //!              too many failures
@@ -40,6 +41,7 @@ use tokio::time::Instant;
 
 use crate::breaker::CircuitSettings;
 use crate::deadline::later;
+use crate::heartbeat;
 use crate::permit::Outcome;
 use crate::sync::{AtomicU64, Mutex, MutexGuard, Ordering, PoisonError, update};
 
@@ -506,9 +508,15 @@ impl Circuit {
         pass.is(Kind::Timed) && self.is_slow(pass.mark, ended)
     }
 
+    /// Whether a call took too long, the time that this process stood still not counted.
     fn is_slow(&self, started: u64, ended: Instant) -> bool {
         let took = self.nanos(ended).saturating_sub(started);
-        took >= self.slow_from.load(Ordering::Relaxed)
+        let slow_from = self.slow_from.load(Ordering::Relaxed);
+        let ours = || {
+            let started = self.origin + Duration::from_nanos(started);
+            nanos(heartbeat::stood_still(started, ended))
+        };
+        took >= slow_from && took.saturating_sub(ours()) >= slow_from
     }
 
     /// The pass of a circuit that lets everyone through.

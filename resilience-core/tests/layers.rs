@@ -188,7 +188,9 @@ async fn each_refusal_has_its_outcome_and_reaches_the_fallback() {
     open.force_open();
     let throttle = Throttle::builder("throttled").multiplier(1.0).max_rejection(0.999).seed(1);
     let throttle = throttle.build().unwrap();
-    (0..10_000).filter_map(|_| throttle.try_acquire().ok()).for_each(|permit| permit.failure());
+    (0..10_000)
+        .filter_map(|_| throttle.try_acquire().ok())
+        .for_each(resilience_core::ThrottlePermit::failure);
     let full = Bulkhead::new("full", 1, Duration::ZERO).unwrap();
     let _place = full.try_acquire().unwrap();
     let narrow = AdaptiveLimit::builder("narrow").max(1).wait(Duration::ZERO).build().unwrap();

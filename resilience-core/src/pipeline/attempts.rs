@@ -237,7 +237,8 @@ impl Layers {
 /// Refuses what would begin past the call's deadline.
 fn in_time<E>(now: Instant, record: &Record<'_>) -> Result<(), Ended<E>> {
     match record.deadline.has_passed(now) {
-        true => Err(refused(record.deadline_exceeded(Blame::Service))),
+        // What was not asked for an answer is not late with it.
+        true => Err(refused(record.deadline_exceeded(Blame::Local))),
         false => Ok(()),
     }
 }
