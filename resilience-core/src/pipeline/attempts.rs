@@ -169,7 +169,6 @@ impl Layers {
                 Ok(value)
             }
             Some((permit, (Err(Struck::Inner(error)), inner))) => {
-                self.hear(inner);
                 let mut verdict = classifier.verdict(&error);
                 if verdict.blame == Blame::Service {
                     let ended = Instant::now();
@@ -182,6 +181,7 @@ impl Layers {
                 let asks_for_time =
                     verdict.blame == Blame::Service && verdict.retry_after.is_some();
                 leave(if asks_for_time { Outcome::Failure } else { Outcome::Excluded });
+                self.hear(inner);
                 let (attempts, elapsed) = (record.attempts(), Some(record.started.elapsed()));
                 let error = CallError::Inner(Failed { error, verdict, attempts, elapsed });
                 Err(failed(error, verdict, inner))
@@ -236,11 +236,12 @@ impl Layers {
 
 /// Refuses what would begin past the call's deadline.
 fn in_time<E>(now: Instant, record: &Record<'_>) -> Result<(), Ended<E>> {
-    match record.deadline.has_passed(now) {
-        // What was not asked for an answer is not late with it.
-        true => Err(refused(record.deadline_exceeded(Blame::Local))),
-        false => Ok(()),
+    if !record.deadline.has_passed(now) {
+        return Ok(());
     }
+    // Time that no attempt had any of was spent by the caller, or in our own queues.
+    let blame = if record.attempts() == 0 { Blame::Local } else { Blame::Service };
+    Err(refused(record.deadline_exceeded(blame)))
 }
 
 /// What an attempt met with.
