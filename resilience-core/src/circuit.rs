@@ -28,6 +28,8 @@
 //! compare-and-swap where there is a window. Every transition takes the lock and raises the
 //! generation, so that an answer counts only in the state that admitted it.
 
+#[cfg(all(test, circuit_models))]
+mod models;
 mod recovery;
 mod rules;
 mod window;

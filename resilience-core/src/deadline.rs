@@ -73,6 +73,12 @@ impl Deadline {
         Within { deadline: self.inherited(), future }
     }
 
+    /// Runs `f` under this deadline, which is known to be no later than the surrounding one.
+    pub(crate) fn enter<T>(self, f: impl FnOnce() -> T) -> T {
+        let _outer = Outer(CURRENT.replace(Some(self)));
+        f()
+    }
+
     /// The instant itself.
     #[must_use]
     pub const fn instant(self) -> Instant {
@@ -125,8 +131,7 @@ impl<F: Future> Future for Within<F> {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
-        let _outer = Outer(CURRENT.replace(Some(*this.deadline)));
-        this.future.poll(cx)
+        this.deadline.enter(|| this.future.poll(cx))
     }
 }
 

@@ -107,7 +107,10 @@ impl Cargo {
 impl fmt::Display for Cargo {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (name, value) in &self.env {
-            write!(f, "{name}={value} ")?;
+            match value.contains(' ') {
+                true => write!(f, "{name}='{value}' ")?,
+                false => write!(f, "{name}={value} ")?,
+            }
         }
         write!(f, "cargo {}", self.args.join(" "))
     }
@@ -186,6 +189,11 @@ mod tests {
         let cargo =
             Cargo::new("doc --no-deps").args(["-p", "xtask"]).env("RUSTDOCFLAGS", "-Dwarnings");
         assert_eq!(cargo.to_string(), "RUSTDOCFLAGS=-Dwarnings cargo doc --no-deps -p xtask");
+        let cargo = Cargo::new("doc").env("RUSTDOCFLAGS", "-Dwarnings --document-private-items");
+        assert_eq!(
+            cargo.to_string(),
+            "RUSTDOCFLAGS='-Dwarnings --document-private-items' cargo doc"
+        );
     }
 
     #[test]

@@ -79,6 +79,7 @@ fn steps(features: &[&str]) -> Vec<Step> {
     }
     let doc = Cargo::new("doc --locked --workspace --no-deps --all-features");
     steps.push(step("docs", doc.env("RUSTDOCFLAGS", "-Dwarnings")));
+    steps.push(step("models", Cargo::new("xtask models")));
     steps.push(step("test", Cargo::new("xtask test")));
     steps
 }
@@ -102,7 +103,7 @@ mod tests {
         let alone = ["clippy, no feature", "clippy, redis alone", "clippy, full alone"];
         assert_eq!(names[..3], ["fmt", "tidy", "clippy"]);
         assert_eq!(names[3..6], alone);
-        assert_eq!(names[6..], ["docs", "test"]);
+        assert_eq!(names[6..], ["docs", "models", "test"]);
     }
 
     #[test]
@@ -117,7 +118,8 @@ mod tests {
             shown[5],
             "RUSTDOCFLAGS=-Dwarnings cargo doc --locked --workspace --no-deps --all-features"
         );
-        assert_eq!(shown[6], "cargo xtask test");
+        assert_eq!(shown[6], "cargo xtask models");
+        assert_eq!(shown[7], "cargo xtask test");
     }
 
     #[test]
@@ -126,7 +128,7 @@ mod tests {
             let shown = step.cargo.to_string();
             let denies =
                 shown.ends_with("-- -D warnings") || shown.starts_with("RUSTDOCFLAGS=-Dwarnings ");
-            let has_none = ["fmt", "tidy", "test"].contains(&step.name.as_str());
+            let has_none = ["fmt", "tidy", "models", "test"].contains(&step.name.as_str());
             assert!(denies || has_none, "{shown}");
         }
     }

@@ -4,7 +4,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use xtask::{bench, ci, demo, down, env, logs, nightly, sim, status, test, tidy, up};
+use xtask::{bench, ci, demo, down, env, fuzz, logs, models, nightly, sim, status, test, tidy, up};
 
 /// Starts real servers, runs the tests against them, holds the house rules.
 #[derive(Parser)]
@@ -25,6 +25,8 @@ enum Command {
     Test(test::Test),
     Bench(bench::Bench),
     Sim(sim::Sim),
+    Fuzz(fuzz::Fuzz),
+    Models(models::Models),
     Tidy(tidy::Tidy),
     Ci(ci::Ci),
     Nightly(nightly::Nightly),
@@ -41,6 +43,8 @@ fn main() -> ExitCode {
         Command::Test(command) => command.run(),
         Command::Bench(command) => command.run(),
         Command::Sim(command) => command.run(),
+        Command::Fuzz(command) => command.run(),
+        Command::Models(command) => command.run(),
         Command::Tidy(command) => command.run(),
         Command::Ci(command) => command.run(),
         Command::Nightly(command) => command.run(),

@@ -33,16 +33,19 @@ pub(crate) struct Tally {
     pub(crate) slow: u64,
 }
 
-/// Buckets of a time window.
-const BUCKETS: usize = 32;
+/// Buckets of a time window. Fewer in models, which try them in every order.
+const BUCKETS: usize = if cfg!(circuit_models) { 4 } else { 32 };
 
 /// The part of a window that is shared without a lock.
 #[derive(Debug)]
 pub(crate) struct Window {
     /// Nanoseconds of a bucket; 0 for a count window.
     width: AtomicU64,
-    /// Count window: generation (32 bits), calls so far (32). Time window: the number of the current bucket.
+    /// Count window: generation (32 bits), calls so far (32).
     head: AtomicU64,
+    /// Time window: the number of the current bucket. A word of its own, because a success that saw
+    /// the window as it was may still count in it while it becomes one of another kind.
+    current: AtomicU64,
     /// Time window: for each bucket its tag (32 bits) and its calls (32).
     buckets: [AtomicU64; BUCKETS],
 }
@@ -74,6 +77,7 @@ impl Window {
         let window = Self {
             width: AtomicU64::new(0),
             head: AtomicU64::new(0),
+            current: AtomicU64::new(0),
             buckets: std::array::from_fn(|_| AtomicU64::new(0)),
         };
         let marks = Marks {
@@ -97,7 +101,7 @@ impl Window {
             });
             return !full;
         }
-        let current = self.head.load(Ordering::Acquire);
+        let current = self.current.load(Ordering::Acquire);
         if now() >= (current + 1).saturating_mul(width) {
             return false;
         }
@@ -165,30 +169,42 @@ impl Window {
                     self.buckets[slot(bucket)].store(empty(bucket, generation), Ordering::Relaxed);
                 }
                 self.width.store(width, Ordering::Relaxed);
-                self.head.store(current, Ordering::Release);
+                self.current.store(current, Ordering::Release);
             }
         }
     }
 
+    /// Puts a count window where `left` calls more make it full.
+    #[cfg(all(test, circuit_models))]
+    pub(super) fn fill_up(&self, left: u32) {
+        update(&self.head, |head| Some(head | u64::from(u32::MAX - left)));
+    }
+
     /// The number of the next call of a count window.
     fn next_number(&self, marks: &mut Marks) -> u32 {
-        let head = self.head.load(Ordering::Acquire);
-        if calls(head) == u32::MAX {
+        let mut number = u32::MAX;
+        let mut next = |head| {
+            number = calls(head);
+            (number < u32::MAX).then_some(head + 1)
+        };
+        if !update(&self.head, &mut next) {
             // Once in four billion calls: count on from a full window. No success moves a full head.
+            let head = self.head.load(Ordering::Acquire);
             self.head.store(head - u64::from(marks.renumber()), Ordering::Release);
+            update(&self.head, next);
         }
-        calls(self.head.fetch_add(1, Ordering::AcqRel))
+        number
     }
 
     /// Makes the bucket of `now` the current one, and empties those that have been passed over.
     fn turn_to(&self, marks: &mut Marks, generation: u32, now: u64) -> u64 {
-        let current = self.head.load(Ordering::Relaxed);
+        let current = self.current.load(Ordering::Relaxed);
         let next = bucket_at(now, self.width.load(Ordering::Relaxed)).max(current);
         for bucket in (current + 1).max(next - (BUCKETS as u64 - 1))..=next {
             marks.bad[slot(bucket)] = Bad::default();
             self.buckets[slot(bucket)].store(empty(bucket, generation), Ordering::Relaxed);
         }
-        self.head.store(next, Ordering::Release);
+        self.current.store(next, Ordering::Release);
         next
     }
 

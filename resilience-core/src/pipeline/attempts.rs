@@ -11,6 +11,7 @@ use super::record::Record;
 use super::{Attempt, Guard, Layers};
 use crate::deadline::{Within, later};
 use crate::hedge::Standing;
+use crate::latency::held_up;
 use crate::limited::Limited;
 use crate::nesting::{self, Inner};
 use crate::permit::{Lent, Settle, Watched};
@@ -28,40 +29,55 @@ pub(super) type Ended<E> = Box<End<E>>;
 
 pub(super) struct End<E> {
     pub(super) error: CallError<E>,
-    /// Of an attempt that was made: what its end means. `None` if it was not made, or was cut off
-    /// by the call's own deadline: an earlier error tells more.
-    made: Option<Made>,
+    /// What became of the attempt itself.
+    attempt: Fate,
 }
 
 #[derive(Clone, Copy)]
-struct Made {
-    verdict: Verdict,
-    /// What a pipeline within it that retries said last.
-    inner: Option<Inner>,
+enum Fate {
+    /// It was not made: an earlier error tells more.
+    NotMade,
+    /// The call's own deadline cut it off: an earlier error tells more, but not of whether it was executed.
+    CutOff,
+    /// It ended by itself, and this is what its end means; and what a pipeline within it that
+    /// retries said last.
+    Ended(Verdict, Option<Inner>),
+}
+
+impl<E> End<E> {
+    /// The call's last real error, when the attempt after it ended as `fate`.
+    fn outlived(mut self: Box<Self>, fate: Fate) -> Box<Self> {
+        if let (CallError::Inner(failed), Fate::CutOff) = (&mut self.error, fate) {
+            // It may say that nothing was executed; what was cut off may have been.
+            failed.verdict.replay = failed.verdict.replay.or_uncertain();
+        }
+        self
+    }
 }
 
 pub(super) fn refused<E>(error: impl Into<CallError<E>>) -> Ended<E> {
-    Box::new(End { error: error.into(), made: None })
+    Box::new(End { error: error.into(), attempt: Fate::NotMade })
 }
 
 fn failed<E>(error: CallError<E>, verdict: Verdict, inner: Option<Inner>) -> Ended<E> {
-    Box::new(End { error, made: Some(Made { verdict, inner }) })
+    Box::new(End { error, attempt: Fate::Ended(verdict, inner) })
 }
 
 /// What a call's end means for another of the same call that is in flight.
 pub(super) fn standing<T, E>(result: &Result<T, Ended<E>>, idempotent: bool) -> Standing {
-    match result.as_ref().map_err(|ended| ended.made) {
+    match result.as_ref().map_err(|ended| ended.attempt) {
         Ok(_) => Standing::Decides,
-        Err(None) => Standing::Refused,
-        Err(Some(made)) if made.verdict.may_repeat(idempotent) => Standing::Failed,
-        Err(Some(_)) => Standing::Decides,
+        Err(Fate::NotMade | Fate::CutOff) => Standing::Refused,
+        Err(Fate::Ended(verdict, _)) if verdict.may_repeat(idempotent) => Standing::Failed,
+        Err(Fate::Ended(..)) => Standing::Decides,
     }
 }
 
 impl Layers {
-    /// Attempts until one succeeds, or none may follow.
+    /// Attempts until one succeeds, or none may follow; the first begins `now`.
     pub(super) async fn attempts<T, E, Fut>(
         &self,
+        mut now: Instant,
         classifier: &impl Classify<E>,
         operation: &mut impl FnMut(Attempt) -> Fut,
         record: &Record<'_>,
@@ -70,20 +86,16 @@ impl Layers {
         Fut: Future<Output = Result<T, E>>,
     {
         let mut retries = self.retry.retries(&self.name);
-        let mut last = None;
-        // The first begins with the call: it needs no look at the clock of its own.
-        let mut now = record.started;
+        let mut last: Option<Ended<E>> = None;
         loop {
             let ended = match self.attempt(&now, classifier, operation, record).await {
                 Ok(value) => return Ok(value),
                 Err(ended) => ended,
             };
-            let Some(Made { verdict, inner }) = ended.made else {
-                return Err(last.unwrap_or(ended));
+            let Fate::Ended(verdict, inner) = ended.attempt else {
+                let fate = ended.attempt;
+                return Err(last.map_or(ended, |last| last.outlived(fate)));
             };
-            if inner.is_some() && self.retry.max_retries() > 0 {
-                self.nested.get_or_init(|| Unwise::NestedRetries.report(&self.name));
-            }
             // Waiting for an open circuit would only end in its refusal.
             let may_repeat = verdict.may_repeat(record.idempotent)
                 && !self.guard.as_ref().is_some_and(Guard::is_open)
@@ -111,17 +123,22 @@ impl Layers {
         in_time(*now, record)?;
         let permit = self.guard.as_ref().map(Guard::admit).transpose()?;
         let (asked, mut now) = (now, *now);
-        let _place = match &self.bulkhead {
+        let place = match &self.limit {
             None => None,
-            Some(bulkhead) => Some(match bulkhead.try_acquire() {
+            Some(limit) => Some(match limit.try_acquire() {
                 Some(place) => place,
                 None => {
-                    let place = bulkhead.acquire(record.deadline).await;
+                    let place = limit.acquire(record.deadline).await.map_err(refused)?;
                     now = Instant::now();
                     in_time(now, record)?;
-                    place.map_err(refused)?
+                    place
                 }
             }),
+        };
+        let leave = |load| {
+            if let Some(place) = place {
+                place.settle(load, now);
+            }
         };
         let setting = self.timeout.current();
         let until = Deadline::at(later(now, setting)).min(record.deadline);
@@ -142,8 +159,10 @@ impl Layers {
             until.instant(),
         ));
         match work.as_mut().await {
-            Some((permit, (Ok(value), _))) => {
+            Some((permit, (Ok(value), inner))) => {
                 settle(permit, Outcome::Success);
+                leave(Outcome::Success);
+                self.hear(inner);
                 if self.timeout.is_learned() {
                     self.timeout.record(now.elapsed());
                 }
@@ -158,6 +177,11 @@ impl Layers {
                     }
                 }
                 settle(permit, verdict.blame.outcome());
+                // Of errors, only one that asks for time speaks of load.
+                let asks_for_time =
+                    verdict.blame == Blame::Service && verdict.retry_after.is_some();
+                leave(if asks_for_time { Outcome::Failure } else { Outcome::Excluded });
+                self.hear(inner);
                 let (attempts, elapsed) = (record.attempts(), Some(record.started.elapsed()));
                 let error = CallError::Inner(Failed { error, verdict, attempts, elapsed });
                 Err(failed(error, verdict, inner))
@@ -165,6 +189,7 @@ impl Layers {
             #[cfg(feature = "chaos")]
             Some((permit, (Err(Struck::Injected(injected)), _))) => {
                 settle(permit, Outcome::Failure);
+                leave(Outcome::Excluded);
                 let verdict = injected.verdict();
                 Err(failed(injected.into(), verdict, None))
             }
@@ -174,7 +199,9 @@ impl Layers {
                 // needed, or if this process stood still.
                 let waited = now - *asked;
                 let starved = limit < setting && waited > (waited + limit) / 4;
-                let stood_still = !heartbeat::was_fair(now, ended, limit);
+                // The heart is too slow to see what befalls a short attempt: its own timer tells.
+                let late = ended.saturating_duration_since(until.instant());
+                let stood_still = held_up(late, limit) || !heartbeat::was_fair(now, ended, limit);
                 let outcome = match limit < TOO_SHORT_TO_JUDGE || starved {
                     _ if stood_still => Outcome::Excluded,
                     true => Outcome::Cancelled,
@@ -182,12 +209,14 @@ impl Layers {
                 };
                 // Settled before the attempt is dropped: its drop must not count as the caller's.
                 settle(work.as_mut().future().take_permit(), outcome);
+                leave(outcome);
                 if !stood_still {
                     self.timeout.record_timeout(limit);
                 }
                 let blame = if stood_still { Blame::Local } else { Blame::Service };
                 if record.deadline.has_passed(ended) {
-                    return Err(refused(record.deadline_exceeded(blame)));
+                    let error = record.deadline_exceeded(blame).into();
+                    return Err(Box::new(End { error, attempt: Fate::CutOff }));
                 }
                 let (name, attempts) = (Arc::clone(&self.name), record.attempts());
                 let timeout = AttemptTimeout { name, attempts, limit, blame };
@@ -196,15 +225,23 @@ impl Layers {
             }
         }
     }
+
+    /// Reports, once, that a pipeline that retries ran inside this one, if it retries too.
+    fn hear(&self, inner: Option<Inner>) {
+        if inner.is_some() && self.retry.max_retries() > 0 {
+            self.nested.get_or_init(|| Unwise::NestedRetries.report(&self.name));
+        }
+    }
 }
 
 /// Refuses what would begin past the call's deadline.
 fn in_time<E>(now: Instant, record: &Record<'_>) -> Result<(), Ended<E>> {
-    match record.deadline.has_passed(now) {
-        // What was not asked for an answer is not late with it.
-        true => Err(refused(record.deadline_exceeded(Blame::Local))),
-        false => Ok(()),
+    if !record.deadline.has_passed(now) {
+        return Ok(());
     }
+    // Time that no attempt had any of was spent by the caller, or in our own queues.
+    let blame = if record.attempts() == 0 { Blame::Local } else { Blame::Service };
+    Err(refused(record.deadline_exceeded(blame)))
 }
 
 /// What an attempt met with.
