@@ -70,7 +70,7 @@ impl Deadline {
     ///
     /// As cancel safe as `future`.
     pub fn scope<F: Future>(self, future: F) -> impl Future<Output = F::Output> {
-        Within { deadline: self.inherited(), future }
+        Within::new(self, future)
     }
 
     /// The instant itself.
@@ -114,7 +114,7 @@ pin_project! {
 }
 
 impl<F> Within<F> {
-    /// `future` under `deadline`, which is known to be no later than the surrounding one.
+    /// `future` under `deadline`, or the surrounding one where that is nearer.
     pub(crate) fn new(deadline: Deadline, future: F) -> Self {
         Self { deadline, future }
     }
@@ -125,7 +125,8 @@ impl<F: Future> Future for Within<F> {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
-        let _outer = Outer(CURRENT.replace(Some(*this.deadline)));
+        // It may have been made elsewhere: what surrounds it is what it is polled under.
+        let _outer = Outer(CURRENT.replace(Some(this.deadline.inherited())));
         this.future.poll(cx)
     }
 }

@@ -39,3 +39,10 @@ async fn recent_successes_are_not_forgotten_with_an_old_bucket() {
     }
     assert_eq!(breaker.state(), CircuitState::Closed);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_scope_made_outside_gains_no_time_inside() {
+    let inner = Deadline::within(9 * SECOND).scope(async { Deadline::current() });
+    let outer = Deadline::within(SECOND);
+    assert_eq!(outer.scope(inner).await, Some(outer));
+}
