@@ -178,11 +178,13 @@ impl Pipeline {
         Fut: Future<Output = Result<T, E>>,
     {
         let layers = &*self.layers;
+        // It is out once its end was told, not before.
+        let inside = layers.gate.enter();
         let mut record = Record::new(&layers.name, &call, layers.deadline);
-        let Some(_inside) = layers.gate.enter() else {
+        if inside.is_none() {
             record.outcome = CallOutcome::Rejected;
             return Err(Draining { name: Arc::clone(&layers.name) }.into());
-        };
+        }
         layers.deposit();
         let result = layers.call(call.rank, classifier, &mut operation, &record).await;
         let result = result.map_err(|ended| ended.error);
@@ -273,14 +275,17 @@ impl Layers {
         let rank = || rank.unwrap_or_else(Rank::current);
         let shedder = self.shedder.as_ref();
         let admitted = shedder.map(|shedder| shedder.admit(rank())).transpose().map_err(refused)?;
+        #[cfg_attr(not(feature = "rate-limit"), expect(unused_mut, reason = "nothing waits"))]
+        let mut now = record.started;
         #[cfg(feature = "rate-limit")]
         if let Some(limiter) = &self.rate_limit {
             limiter.acquire(record.deadline).await.map_err(refused)?;
+            now = Instant::now();
         }
         let result = match self.hedge.as_ref().filter(|_| record.idempotent) {
-            None => self.attempts(classifier, operation, record).await,
+            None => self.attempts(classifier, operation, record, now).await,
             // Boxed: a call that is not hedged need not have room for one that is.
-            Some(hedge) => Box::pin(self.hedged(hedge, classifier, operation, record)).await,
+            Some(hedge) => Box::pin(self.hedged(hedge, classifier, operation, record, now)).await,
         };
         if let (Some(admitted), Err(ended)) = (admitted, &result)
             && matches!(ended.error, CallError::BulkheadFull(_))
@@ -297,16 +302,18 @@ impl Layers {
         classifier: &impl Classify<E>,
         operation: &mut impl FnMut(Attempt) -> Fut,
         record: &Record<'_>,
+        now: Instant,
     ) -> Result<T, Ended<E>>
     where
         Fut: Future<Output = Result<T, E>>,
     {
         // Locked while a future is made, never while one runs.
         let operation = &Mutex::new(operation);
-        let attempts = |_| async move {
+        let attempts = |number| async move {
+            let now = if number == 0 { now } else { Instant::now() };
             let mut operation =
                 |attempt| operation.lock().unwrap_or_else(PoisonError::into_inner)(attempt);
-            self.attempts(classifier, &mut operation, record).await
+            self.attempts(classifier, &mut operation, record, now).await
         };
         let standing = |result: &Result<T, Ended<E>>| standing(result, true);
         hedge.race(&self.name, Some(record.deadline), attempts, standing).await

@@ -41,8 +41,94 @@ async fn recent_successes_are_not_forgotten_with_an_old_bucket() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_hedge_has_its_whole_attempt_timeout() {
+    let hedge = Hedge::builder().delay(2 * SECOND).build().unwrap();
+    let pipeline = Pipeline::builder("p").attempt_timeout(3 * SECOND).hedge(hedge).build().unwrap();
+    let calls = AtomicUsize::new(0);
+    let given = Mutex::new(Vec::new());
+    let _ = pipeline
+        .run(Call::read(), &AnyError, |attempt| {
+            let first = calls.fetch_add(1, Ordering::Relaxed) == 0;
+            given.lock().unwrap().push(attempt.deadline.remaining());
+            async move {
+                sleep(if first { 100 * SECOND } else { 2 * SECOND }).await;
+                Ok::<_, io::Error>(())
+            }
+        })
+        .await;
+    assert_eq!(*given.lock().unwrap(), [3 * SECOND, 3 * SECOND]);
+}
+
+#[cfg(feature = "rate-limit")]
+#[tokio::test(start_paused = true)]
+async fn a_wait_for_ones_turn_takes_nothing_from_the_attempt() {
+    let limiter = resilience_core::RateLimiter::builder("r", 1, 5 * SECOND).build().unwrap();
+    let pipeline =
+        Pipeline::builder("p").attempt_timeout(3 * SECOND).rate_limit(limiter).build().unwrap();
+    for _ in 0..2 {
+        pipeline
+            .run(Call::read(), &AnyError, |_| async {
+                sleep(SECOND).await;
+                Ok::<_, io::Error>(())
+            })
+            .await
+            .unwrap();
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_scope_made_outside_gains_no_time_inside() {
     let inner = Deadline::within(9 * SECOND).scope(async { Deadline::current() });
     let outer = Deadline::within(SECOND);
     assert_eq!(outer.scope(inner).await, Some(outer));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_place_is_not_given_away_while_its_attempt_still_exists() {
+    struct Holds<'a>(&'a Bulkhead, &'a AtomicUsize);
+    impl Drop for Holds<'_> {
+        fn drop(&mut self) {
+            self.1.store(self.0.available(), Ordering::Relaxed);
+        }
+    }
+    let bulkhead = Bulkhead::new("b", 1, Duration::ZERO).unwrap();
+    let pipeline =
+        Pipeline::builder("p").attempt_timeout(SECOND).bulkhead(bulkhead.clone()).build().unwrap();
+    let seen = AtomicUsize::new(99);
+    let _ = pipeline
+        .run(Call::read(), &AnyError, |_| async {
+            let _holds = Holds(&bulkhead, &seen);
+            pending::<Result<(), io::Error>>().await
+        })
+        .await;
+    assert_eq!(seen.load(Ordering::Relaxed), 0);
+    assert_eq!(bulkhead.available(), 1);
+}
+
+struct Drains(OnceLock<Pipeline>, AtomicUsize);
+impl Observe for Drains {
+    fn on_event(&self, event: &Event<'_>) {
+        if let (Event::CallEnded { name, .. }, Some(pipeline)) = (event, self.0.get())
+            && &***name == "drains"
+        {
+            let mut drain = std::pin::pin!(pipeline.drain(Deadline::at(Instant::now())));
+            let waker = std::task::Waker::noop();
+            let mut cx = std::task::Context::from_waker(waker);
+            if let std::task::Poll::Ready(drained) =
+                std::future::Future::poll(drain.as_mut(), &mut cx)
+            {
+                self.1.store(drained.abandoned, Ordering::Relaxed);
+            }
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_is_not_out_before_its_end_was_told() {
+    let drains = Arc::new(Drains(OnceLock::new(), AtomicUsize::new(99)));
+    add_observer(drains.clone());
+    let pipeline = Pipeline::builder("drains").build().unwrap();
+    drains.0.set(pipeline.clone()).unwrap();
+    pipeline.run(Call::read(), &AnyError, |_| async { Ok::<_, io::Error>(()) }).await.unwrap();
+    assert_eq!(drains.1.load(Ordering::Relaxed), 1);
 }

@@ -80,14 +80,14 @@ impl Layers {
         classifier: &impl Classify<E>,
         operation: &mut impl FnMut(Attempt) -> Fut,
         record: &Record<'_>,
+        // The first begins then: it needs no look at the clock of its own.
+        mut now: Instant,
     ) -> Result<T, Ended<E>>
     where
         Fut: Future<Output = Result<T, E>>,
     {
         let mut retries = self.retry.retries(&self.name);
         let mut last: Option<Ended<E>> = None;
-        // The first begins with the call: it needs no look at the clock of its own.
-        let mut now = record.started;
         loop {
             let ended = match self.attempt(&now, classifier, operation, record).await {
                 Ok(value) => return Ok(value),
@@ -149,7 +149,7 @@ impl Layers {
         let attempt = Attempt { number: record.next_attempt(), deadline: until };
         let limit = until.remaining_at(now);
         tracing::debug!(target: "shared_external::pipeline", name = %self.name, operation = record.operation, attempt = attempt.number, ?limit, "attempt");
-        let mut work = pin!(Limited::new(
+        let mut work = pin!(Some(Limited::new(
             Watched::new(
                 permit,
                 nesting::listen(Within::new(until, async {
@@ -161,10 +161,12 @@ impl Layers {
                 })),
             ),
             until.instant(),
-        ));
-        match work.as_mut().await {
+        )));
+        let ended = work.as_mut().as_pin_mut().expect("it was made just now").await;
+        match ended {
             Some((permit, (Ok(value), _))) => {
                 settle(permit, Outcome::Success);
+                work.set(None);
                 leave(Outcome::Success);
                 if self.timeout.is_learned() {
                     self.timeout.record(now.elapsed());
@@ -180,6 +182,7 @@ impl Layers {
                     }
                 }
                 settle(permit, verdict.blame.outcome());
+                work.set(None);
                 // Of errors, only one that asks for time speaks of load.
                 let asks_for_time =
                     verdict.blame == Blame::Service && verdict.retry_after.is_some();
@@ -191,6 +194,7 @@ impl Layers {
             #[cfg(feature = "chaos")]
             Some((permit, (Err(Struck::Injected(injected)), _))) => {
                 settle(permit, Outcome::Failure);
+                work.set(None);
                 leave(Outcome::Excluded);
                 let verdict = injected.verdict();
                 Err(failed(injected.into(), verdict, None))
@@ -210,7 +214,10 @@ impl Layers {
                     false => Outcome::Failure,
                 };
                 // Settled before the attempt is dropped: its drop must not count as the caller's.
-                settle(work.as_mut().future().take_permit(), outcome);
+                let attempt = work.as_mut().as_pin_mut().expect("it was cut off, not dropped");
+                settle(attempt.future().take_permit(), outcome);
+                // And dropped before its place goes to another: the two must not be there at once.
+                work.set(None);
                 leave(outcome);
                 if !stood_still {
                     self.timeout.record_timeout(limit);
