@@ -105,6 +105,42 @@ async fn a_place_is_not_given_away_while_its_attempt_still_exists() {
     assert_eq!(bulkhead.available(), 1);
 }
 
+#[test]
+fn a_runtime_that_was_not_driven_blames_a_service_all_the_same() {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .start_paused(true)
+        .build()
+        .unwrap();
+    let breaker = CircuitBreaker::builder("b").fail_max(1).build().unwrap();
+    let pipeline = Pipeline::builder("p").breaker(breaker.clone()).build().unwrap();
+    runtime.block_on(async {
+        let wait = |_| async {
+            sleep(MS).await;
+            Ok::<_, io::Error>(())
+        };
+        pipeline.run(Call::read(), &AnyError, wait).await.unwrap();
+        // Nobody drives the runtime for a while: the next poll finds the heart late.
+        advance(10 * SECOND).await;
+        let fail = |_| async {
+            // As little as a real clock shows between two reads.
+            std::future::ready(()).await;
+            advance_now(MS);
+            Err::<(), _>(refused())
+        };
+        let error = pipeline.run(Call::read(), &AnyError, fail).await.unwrap_err();
+        assert!(matches!(error, CallError::Inner(_)));
+    });
+    assert_eq!(breaker.state(), CircuitState::Open);
+}
+
+/// Moves the clock without a yield.
+fn advance_now(time: Duration) {
+    let mut advance = std::pin::pin!(advance(time));
+    let waker = std::task::Waker::noop();
+    let _ = std::future::Future::poll(advance.as_mut(), &mut std::task::Context::from_waker(waker));
+}
+
 struct Drains(OnceLock<Pipeline>, AtomicUsize);
 impl Observe for Drains {
     fn on_event(&self, event: &Event<'_>) {
@@ -131,4 +167,25 @@ async fn a_call_is_not_out_before_its_end_was_told() {
     drains.0.set(pipeline.clone()).unwrap();
     pipeline.run(Call::read(), &AnyError, |_| async { Ok::<_, io::Error>(()) }).await.unwrap();
     assert_eq!(drains.1.load(Ordering::Relaxed), 1);
+}
+
+#[test]
+fn a_runtime_without_timers_blames_a_service_all_the_same() {
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let breaker = CircuitBreaker::builder("b").fail_max(2).build().unwrap();
+    let pipeline = Pipeline::builder("p").breaker(breaker.clone()).build().unwrap();
+    let run = || {
+        runtime.block_on(async {
+            let fail = |_| async { Err::<(), _>(refused()) };
+            let _ = pipeline.run(Call::read(), &AnyError, fail).await;
+            tokio::task::yield_now().await;
+        });
+    };
+    run();
+    let begun = Instant::now();
+    while begun.elapsed() < 200 * MS {
+        std::thread::yield_now();
+    }
+    run();
+    assert_eq!(breaker.state(), CircuitState::Open);
 }
