@@ -141,6 +141,26 @@ fn advance_now(time: Duration) {
     let _ = std::future::Future::poll(advance.as_mut(), &mut std::task::Context::from_waker(waker));
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_recovery_that_is_switched_off_refuses_nobody() {
+    let breaker = CircuitBreaker::builder("b")
+        .fail_max(1)
+        .reset_timeout(SECOND)
+        .success_threshold(1)
+        .recovery(3600 * SECOND)
+        .build()
+        .unwrap();
+    breaker.try_acquire().unwrap().failure();
+    advance(SECOND).await;
+    breaker.try_acquire().unwrap().success();
+    assert!(breaker.snapshot().recovering.is_some());
+    let mut settings = breaker.settings();
+    settings.recovery = None;
+    breaker.reconfigure(settings).unwrap();
+    let passed = (0..100).filter(|_| breaker.try_acquire().is_ok()).count();
+    assert_eq!(passed, 100);
+}
+
 struct Drains(OnceLock<Pipeline>, AtomicUsize);
 impl Observe for Drains {
     fn on_event(&self, event: &Event<'_>) {
