@@ -161,6 +161,31 @@ async fn a_recovery_that_is_switched_off_refuses_nobody() {
     assert_eq!(passed, 100);
 }
 
+struct Bomb;
+impl Drop for Bomb {
+    fn drop(&mut self) {
+        panic!("a payload");
+    }
+}
+struct Throws;
+impl Observe for Throws {
+    fn on_event(&self, event: &Event<'_>) {
+        if let Event::CircuitTransition { name, .. } = event
+            && &***name == "bomb"
+        {
+            std::panic::panic_any(Bomb);
+        }
+    }
+}
+
+#[test]
+fn an_observer_whose_panic_panics_changes_nothing() {
+    add_observer(Arc::new(Throws));
+    let breaker = CircuitBreaker::builder("bomb").fail_max(1).build().unwrap();
+    breaker.try_acquire().unwrap().failure();
+    assert_eq!(breaker.state(), CircuitState::Open);
+}
+
 struct Drains(OnceLock<Pipeline>, AtomicUsize);
 impl Observe for Drains {
     fn on_event(&self, event: &Event<'_>) {
