@@ -84,6 +84,23 @@ async fn a_scope_made_outside_gains_no_time_inside() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_time_without_end_is_refused() {
+    let max = Duration::MAX;
+    let breaker = || CircuitBreaker::builder("b");
+    let refused = [
+        breaker().reset_timeout(max).build().err(),
+        breaker().probe_lease(max).build().err(),
+        breaker().recovery(max).build().err(),
+        breaker().slow_call_rate(0.5, max).build().err(),
+        breaker().reset_timeout_growth(2.0, max).build().err(),
+        Pipeline::builder("p").deadline(max).build().err(),
+        Pipeline::builder("p").attempt_timeout(max).build().err(),
+    ];
+    let accepted: Vec<_> = refused.iter().map(Option::is_none).collect();
+    assert!(!accepted.contains(&true), "{accepted:?}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_place_is_not_given_away_while_its_attempt_still_exists() {
     struct Holds<'a>(&'a Bulkhead, &'a AtomicUsize);
     impl Drop for Holds<'_> {
