@@ -284,7 +284,7 @@ impl Circuit {
     }
 
     /// Other rules from now on; state, generation and failures in a row stay. A window of another
-    /// kind or size begins empty.
+    /// kind or size begins empty, and a recovery takes the new time, or none.
     pub(crate) fn reconfigure(&self, settings: CircuitSettings, now: Instant) {
         let mut slow = self.lock();
         let word = self.load();
@@ -301,14 +301,13 @@ impl Circuit {
             let (since, time) = (slow.since, settings.open_time(slow.reopened));
             self.open_for(&mut slow, since, time);
         }
+        let recovery = slow.recovery.take().zip(settings.recovery);
+        slow.recovery = recovery.map(|(recovery, time)| recovery.lasting(time));
+        let recovering = slow.recovery.is_some();
         slow.settings = settings;
         self.slow_from.store(settings.slow_from(), Ordering::Relaxed);
         let flags = settings.flags_in(word.state());
-        update(&self.word, |word| {
-            let word = Word(word);
-            let recovering = word.flags().recovering;
-            Some(word.with_flags(Flags { recovering, ..flags }).0)
-        });
+        update(&self.word, |word| Some(Word(word).with_flags(Flags { recovering, ..flags }).0));
     }
 
     /// Everything there is to know at `now`.

@@ -178,11 +178,13 @@ impl Pipeline {
         Fut: Future<Output = Result<T, E>>,
     {
         let layers = &*self.layers;
+        // It is out once its end was told, not before.
+        let inside = layers.gate.enter();
         let mut record = Record::new(&layers.name, &call, layers.deadline);
-        let Some(_inside) = layers.gate.enter() else {
+        if inside.is_none() {
             record.outcome = CallOutcome::Rejected;
             return Err(Draining { name: Arc::clone(&layers.name) }.into());
-        };
+        }
         let result = layers.call(call.rank, classifier, &mut operation, &record).await;
         let result = result.map_err(|ended| ended.error);
         record.end(&result);

@@ -145,7 +145,7 @@ impl Layers {
         let attempt = Attempt { number: record.next_attempt(), deadline: until };
         let limit = until.remaining_at(now);
         tracing::debug!(target: "shared_external::pipeline", name = %self.name, operation = record.operation, attempt = attempt.number, ?limit, "attempt");
-        let mut work = pin!(Limited::new(
+        let mut work = pin!(Some(Limited::new(
             Watched::new(
                 permit,
                 nesting::listen(Within::new(until, async {
@@ -157,10 +157,12 @@ impl Layers {
                 })),
             ),
             until.instant(),
-        ));
-        match work.as_mut().await {
+        )));
+        let ended = work.as_mut().as_pin_mut().expect("it was made just now").await;
+        match ended {
             Some((permit, (Ok(value), inner))) => {
                 settle(permit, Outcome::Success);
+                work.set(None);
                 leave(Outcome::Success);
                 self.hear(inner);
                 if self.timeout.is_learned() {
@@ -177,6 +179,7 @@ impl Layers {
                     }
                 }
                 settle(permit, verdict.blame.outcome());
+                work.set(None);
                 // Of errors, only one that asks for time speaks of load.
                 let asks_for_time =
                     verdict.blame == Blame::Service && verdict.retry_after.is_some();
@@ -189,6 +192,7 @@ impl Layers {
             #[cfg(feature = "chaos")]
             Some((permit, (Err(Struck::Injected(injected)), _))) => {
                 settle(permit, Outcome::Failure);
+                work.set(None);
                 leave(Outcome::Excluded);
                 let verdict = injected.verdict();
                 Err(failed(injected.into(), verdict, None))
@@ -208,7 +212,10 @@ impl Layers {
                     false => Outcome::Failure,
                 };
                 // Settled before the attempt is dropped: its drop must not count as the caller's.
-                settle(work.as_mut().future().take_permit(), outcome);
+                let attempt = work.as_mut().as_pin_mut().expect("it was cut off, not dropped");
+                settle(attempt.future().take_permit(), outcome);
+                // And dropped before its place goes to another: the two must not be there at once.
+                work.set(None);
                 leave(outcome);
                 if !stood_still {
                     self.timeout.record_timeout(limit);
