@@ -36,6 +36,8 @@ mod config;
 mod conn;
 mod connect;
 pub mod defaults;
+#[cfg(feature = "distributed")]
+mod distributed;
 mod error;
 mod lane;
 mod like;
@@ -49,6 +51,8 @@ pub use classify::Classifier;
 pub use config::{RedisConfig, RedisConfigBuilder};
 pub use conn::RedisConn;
 pub use deadpool_redis::redis;
+#[cfg(feature = "distributed")]
+pub use distributed::RedisOpinions;
 pub use error::{ConnectCause, ConnectError, Error, call_error};
 pub use manager::RedisManager;
 pub use resilience_core::CallError;

@@ -292,6 +292,8 @@ impl CircuitBreaker {
         let name = &self.shared.name;
         tracing::debug!(target: "shared_external::breaker", %name, from = from.as_str(), to = to.as_str(), generation, "circuit changed");
         emit(&Event::CircuitTransition { name, from, to, generation });
+        #[cfg(feature = "distributed")]
+        crate::distributed::circuit_changed();
     }
 }
 

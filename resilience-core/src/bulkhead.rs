@@ -1,146 +1,212 @@
 //! How many calls may be in flight to one dependency, so that a slow one cannot take every task.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::timeout_at;
-
+use crate::places::{Home, Line, Places};
 use crate::{BulkheadFull, Deadline, InvalidSetting};
 
-/// A limit on calls in flight, with a bounded wait for a place. Cheap to clone; fair to those who wait.
+/// A limit on calls in flight, with a bounded wait for a place. Cheap to clone: clones share the places.
+///
+/// Those who wait are served in the order they came; nobody overtakes them.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use std::time::Duration;
+/// use resilience_core::{Bulkhead, Deadline};
+///
+/// let bulkhead = Bulkhead::builder("search").limit(1).queue(10).wait(Duration::from_millis(50)).build()?;
+/// let place = bulkhead.acquire(Deadline::within(Duration::from_secs(2))).await?;
+/// // … talk to the service; meanwhile others wait …
+/// assert!(bulkhead.acquire(Deadline::within(Duration::from_secs(2))).await.is_err());
+/// drop(place);
+/// assert_eq!(bulkhead.available(), 1);
+/// # Ok(()) }
+/// ```
 #[derive(Clone, Debug)]
 pub struct Bulkhead {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
     name: Arc<str>,
-    places: Arc<Semaphore>,
-    limit: usize,
-    wait: Duration,
-    waiting: Arc<AtomicUsize>,
+    places: Places,
 }
 
 impl Bulkhead {
-    /// A bulkhead of `limit` places (1 or more) for which a call waits `wait` at the most.
+    /// A bulkhead of `limit` places (1 or more), for which a call waits `wait` at the most, with the
+    /// [default bound](BulkheadBuilder::queue) on the queue.
     ///
     /// # Errors
     ///
-    /// [`InvalidSetting`] for a limit of 0 or above tokio's [`Semaphore::MAX_PERMITS`].
+    /// [`InvalidSetting`] for a limit of 0, or a wait above a day.
     pub fn new(
         name: impl Into<Arc<str>>,
         limit: usize,
         wait: Duration,
     ) -> Result<Self, InvalidSetting> {
-        if !(1..=Semaphore::MAX_PERMITS).contains(&limit) {
-            return Err(InvalidSetting::new("bulkhead limit", limit, "1 or more"));
-        }
-        let places = Arc::new(Semaphore::new(limit));
-        Ok(Self { name: name.into(), places, limit, wait, waiting: Arc::default() })
+        Self::builder(name).limit(limit).wait(wait).build()
     }
 
-    /// Takes a place, waiting no longer than the bulkhead and `deadline` allow.
+    /// A bulkhead of 64 places, with a queue of 1,024 and a wait of 5 s.
+    pub fn builder(name: impl Into<Arc<str>>) -> BulkheadBuilder {
+        BulkheadBuilder { name: name.into(), limit: 64, line: Line::default() }
+    }
+
+    /// Its name.
+    #[must_use]
+    pub fn name(&self) -> &Arc<str> {
+        &self.shared.name
+    }
+
+    /// Takes a place if one is free and nobody waits for it. Finding none counts as no rejection.
+    #[inline]
+    #[must_use]
+    pub fn try_acquire(&self) -> Option<Place<'_>> {
+        self.shared.places.try_take().then(|| Place { home: Home::Lent(&self.shared) })
+    }
+
+    /// Takes a place, waiting no longer than the bulkhead and `deadline` allow. The clock is read
+    /// only if it must wait.
     ///
     /// # Errors
     ///
-    /// [`BulkheadFull`] when no place was freed in time.
+    /// [`BulkheadFull`] when the queue is full, or no place came free in time.
     ///
     /// # Cancel safety
     ///
-    /// Dropping the future loses the place in the queue and nothing else.
-    pub async fn acquire(&self, deadline: Deadline) -> Result<OwnedSemaphorePermit, BulkheadFull> {
-        if let Ok(place) = Arc::clone(&self.places).try_acquire_owned() {
-            return Ok(place);
+    /// Dropping the future loses the turn in the queue and nothing else: a place that had been handed
+    /// to it goes to the next.
+    #[inline]
+    pub async fn acquire(&self, deadline: Deadline) -> Result<Place<'_>, BulkheadFull> {
+        if !self.shared.places.try_take() {
+            // Boxed, so that who need not wait does not carry the size of a timer.
+            Box::pin(self.shared.queue(deadline)).await?;
         }
-        let _queued = Queued::new(&self.waiting);
-        let until = Deadline::within(self.wait).min(deadline).instant();
-        match timeout_at(until, Arc::clone(&self.places).acquire_owned()).await {
-            Ok(Ok(place)) => Ok(place),
-            Ok(Err(_)) | Err(_) => {
-                Err(BulkheadFull { name: Arc::clone(&self.name), limit: self.limit })
-            }
-        }
+        Ok(Place { home: Home::Lent(&self.shared) })
     }
 
-    /// A place, if one is free.
-    #[must_use]
-    pub fn try_acquire(&self) -> Option<OwnedSemaphorePermit> {
-        Arc::clone(&self.places).try_acquire_owned().ok()
+    /// [`acquire`](Self::acquire) for what outlives a borrow: a stream, a lease, another task.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`acquire`](Self::acquire).
+    ///
+    /// # Cancel safety
+    ///
+    /// That of [`acquire`](Self::acquire).
+    pub async fn acquire_owned(&self, deadline: Deadline) -> Result<Place<'static>, BulkheadFull> {
+        if !self.shared.places.try_take() {
+            Box::pin(self.shared.queue(deadline)).await?;
+        }
+        Ok(Place { home: Home::Shared(Arc::clone(&self.shared)) })
     }
 
     /// How many calls may be in flight.
     #[must_use]
     pub fn limit(&self) -> usize {
-        self.limit
+        self.shared.places.limit()
     }
 
     /// How many places are free.
     #[must_use]
     pub fn available(&self) -> usize {
-        self.places.available_permits()
+        self.limit().saturating_sub(self.shared.places.in_flight())
     }
 
     /// How many calls wait for a place.
     #[must_use]
     pub fn waiting(&self) -> usize {
-        self.waiting.load(Ordering::Relaxed)
+        self.shared.places.waiting()
     }
 
     /// The longest wait for a place.
     #[must_use]
     pub fn wait(&self) -> Duration {
-        self.wait
+        self.shared.places.wait()
+    }
+
+    /// Calls turned away since it was made.
+    #[must_use]
+    pub fn rejected(&self) -> Rejections {
+        self.shared.places.rejected()
     }
 }
 
-/// One call in the queue; dropping it is leaving the queue.
-struct Queued<'a>(&'a AtomicUsize);
-
-impl<'a> Queued<'a> {
-    fn new(waiting: &'a AtomicUsize) -> Self {
-        waiting.fetch_add(1, Ordering::Relaxed);
-        Self(waiting)
+impl Shared {
+    async fn queue(&self, deadline: Deadline) -> Result<(), BulkheadFull> {
+        self.places.take(deadline).await.map_err(|reason| {
+            let (name, limit) = (Arc::clone(&self.name), self.places.limit());
+            BulkheadFull { name, limit, reason }
+        })
     }
 }
 
-impl Drop for Queued<'_> {
+/// Settings of a [`Bulkhead`] to be.
+#[derive(Clone, Debug)]
+#[must_use]
+pub struct BulkheadBuilder {
+    name: Arc<str>,
+    limit: usize,
+    line: Line,
+}
+
+impl BulkheadBuilder {
+    /// Calls in flight at once. 1 to `u32::MAX`; default 64.
+    pub fn limit(self, calls: usize) -> Self {
+        Self { limit: calls, ..self }
+    }
+
+    /// Calls that may wait for a place; one more is turned away at once. 0 means that none may wait.
+    /// Default 1,024: the [`wait`](Self::wait) is what keeps a queue short, this only bounds the memory
+    /// of those in it.
+    pub fn queue(mut self, max_waiting: u32) -> Self {
+        self.line.max_waiting = max_waiting;
+        self
+    }
+
+    /// The longest wait for a place. Zero, for none, to a day; default 5 s.
+    pub fn wait(mut self, wait: Duration) -> Self {
+        self.line.wait = wait;
+        self
+    }
+
+    /// The empty bulkhead.
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidSetting`] for a value out of its range.
+    pub fn build(self) -> Result<Bulkhead, InvalidSetting> {
+        let Self { name, limit, line } = self;
+        let places = match u32::try_from(limit) {
+            Ok(1..) => Places::new(limit as u32, line.checked()?),
+            _ => return Err(InvalidSetting::new("bulkhead limit", limit, "1 to 4294967295")),
+        };
+        Ok(Bulkhead { shared: Arc::new(Shared { name, places }) })
+    }
+}
+
+/// A place in a [`Bulkhead`]. Dropping it gives it to the first in the queue, or frees it.
+#[derive(Debug)]
+#[must_use = "dropped at once, it holds nobody back"]
+pub struct Place<'a> {
+    home: Home<'a, Shared>,
+}
+
+impl Drop for Place<'_> {
+    #[inline]
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
+        self.home.places.give_back();
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use tokio::time::Instant;
-
-    use super::*;
-
-    #[tokio::test(start_paused = true)]
-    async fn a_full_bulkhead_says_so_within_its_wait() {
-        let bulkhead = Bulkhead::new("search", 1, Duration::from_secs(3)).unwrap();
-        let endless = Deadline::within(Duration::MAX);
-        let _held = bulkhead.acquire(endless).await.unwrap();
-        let started = Instant::now();
-        assert_eq!(bulkhead.acquire(endless).await.unwrap_err().limit, 1);
-        assert_eq!(started.elapsed(), Duration::from_secs(3));
-        let soon = Deadline::within(Duration::from_secs(1));
-        bulkhead.acquire(soon).await.unwrap_err();
-        assert_eq!(started.elapsed(), Duration::from_secs(4));
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_cancelled_wait_loses_no_place() {
-        let bulkhead = Bulkhead::new("search", 1, Duration::from_secs(3)).unwrap();
-        let endless = Deadline::within(Duration::MAX);
-        let held = bulkhead.acquire(endless).await.unwrap();
-        let waiting = tokio::spawn({
-            let bulkhead = bulkhead.clone();
-            async move { bulkhead.acquire(endless).await.is_ok() }
-        });
-        tokio::task::yield_now().await;
-        assert_eq!(bulkhead.waiting(), 1);
-        waiting.abort();
-        let _ = waiting.await;
-        assert_eq!(bulkhead.waiting(), 0);
-        drop(held);
-        assert_eq!(bulkhead.available(), 1);
-    }
+/// Calls that got no place, by the reason.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+#[non_exhaustive]
+pub struct Rejections {
+    /// As many waited already as may.
+    pub queue_full: u64,
+    /// No place came free in time.
+    pub timed_out: u64,
 }

@@ -1,15 +1,20 @@
 //! The instant by which a call must have ended, carried down to whatever it calls.
 
+use std::cell::Cell;
 use std::future::Future;
+use std::pin::Pin;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
+use pin_project_lite::pin_project;
 use tokio::time::Instant;
 
 /// Far enough to mean "never", near enough to add to without overflow.
 pub(crate) const FAR: Duration = Duration::from_secs(30 * 365 * 24 * 3600);
 
-tokio::task_local! {
-    static CURRENT: Deadline;
+thread_local! {
+    /// The deadline of the call that is being polled.
+    static CURRENT: Cell<Option<Deadline>> = const { Cell::new(None) };
 }
 
 /// An absolute instant on the monotonic clock. Going down a call it only ever shrinks.
@@ -48,7 +53,7 @@ impl Deadline {
     /// A task spawned from within a scope does not inherit it: it may outlive the call.
     #[must_use]
     pub fn current() -> Option<Self> {
-        CURRENT.try_with(|deadline| *deadline).ok()
+        CURRENT.get()
     }
 
     /// The nearer of `self` and the surrounding one.
@@ -65,7 +70,13 @@ impl Deadline {
     ///
     /// As cancel safe as `future`.
     pub fn scope<F: Future>(self, future: F) -> impl Future<Output = F::Output> {
-        CURRENT.scope(self.inherited(), future)
+        Within { deadline: self.inherited(), future }
+    }
+
+    /// Runs `f` under this deadline, which is known to be no later than the surrounding one.
+    pub(crate) fn enter<T>(self, f: impl FnOnce() -> T) -> T {
+        let _outer = Outer(CURRENT.replace(Some(self)));
+        f()
     }
 
     /// The instant itself.
@@ -96,6 +107,40 @@ impl Deadline {
     #[must_use]
     pub fn half(self, now: Instant) -> Self {
         Self(now + self.remaining_at(now) / 2)
+    }
+}
+
+pin_project! {
+    /// A future under a deadline.
+    pub(crate) struct Within<F> {
+        deadline: Deadline,
+        #[pin]
+        future: F,
+    }
+}
+
+impl<F> Within<F> {
+    /// `future` under `deadline`, which is known to be no later than the surrounding one.
+    pub(crate) fn new(deadline: Deadline, future: F) -> Self {
+        Self { deadline, future }
+    }
+}
+
+impl<F: Future> Future for Within<F> {
+    type Output = F::Output;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.project();
+        this.deadline.enter(|| this.future.poll(cx))
+    }
+}
+
+/// The deadline around the one that is being polled, put back even by a panic.
+struct Outer(Option<Deadline>);
+
+impl Drop for Outer {
+    fn drop(&mut self) {
+        CURRENT.set(self.0);
     }
 }
 

@@ -1,5 +1,6 @@
 //! Why a call did not succeed, and when to come back.
 
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -112,7 +113,21 @@ impl<E> CallError<E> {
 
     /// The same failure with the operation's own error turned into another type.
     pub fn map_inner<F>(self, f: impl FnOnce(E) -> F) -> CallError<F> {
-        match self {
+        let mapped = |Failed { error, verdict, attempts, elapsed }| {
+            let error = f(error);
+            Err::<Infallible, _>(CallError::Inner(Failed { error, verdict, attempts, elapsed }))
+        };
+        match self.or_else_inner(mapped) {
+            Err(error) => error,
+        }
+    }
+
+    /// The same failure, or what `f` makes of the operation's own.
+    pub(crate) fn or_else_inner<T, F>(
+        self,
+        f: impl FnOnce(Failed<E>) -> Result<T, CallError<F>>,
+    ) -> Result<T, CallError<F>> {
+        Err(match self {
             Self::CircuitOpen(e) => CallError::CircuitOpen(e),
             Self::DeadlineExceeded(e) => CallError::DeadlineExceeded(e),
             Self::AttemptTimeout(e) => CallError::AttemptTimeout(e),
@@ -122,10 +137,8 @@ impl<E> CallError<E> {
             Self::Shed(e) => CallError::Shed(e),
             Self::Injected(e) => CallError::Injected(e),
             Self::Draining(e) => CallError::Draining(e),
-            Self::Inner(Failed { error, verdict, attempts, elapsed }) => {
-                CallError::Inner(Failed { error: f(error), verdict, attempts, elapsed })
-            }
-        }
+            Self::Inner(failed) => return f(failed),
+        })
     }
 }
 
@@ -139,7 +152,7 @@ pub struct Failed<E> {
     pub verdict: Verdict,
     /// Attempts made, 1 or more.
     pub attempts: u32,
-    /// Time from the call to this answer; `None` where a breaker alone made it, which reads no clock.
+    /// Time from the call to this answer; `None` where a single layer made it, for which none reads the clock.
     pub elapsed: Option<Duration>,
 }
 
@@ -186,18 +199,31 @@ pub struct AttemptTimeout {
 
 /// Too many calls are in flight already; the service was not called.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
-#[error("all {limit} places of bulkhead {name:?} are taken")]
+#[error("all {limit} places of bulkhead {name:?} are taken, {reason}")]
 #[non_exhaustive]
 pub struct BulkheadFull {
     /// The bulkhead's name.
     pub name: Arc<str>,
     /// How many calls may be in flight.
     pub limit: usize,
+    /// Why it did not get one of the places that come free.
+    pub reason: FullReason,
 }
 
-/// More calls than may be made in the time; the service was not called.
+/// Why a call did not get one of the places that come free.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+pub enum FullReason {
+    /// As many waited already as may.
+    #[error("and so is its queue")]
+    QueueFull,
+    /// None came free within the time it had.
+    #[error("and none came free in time")]
+    TimedOut,
+}
+
+/// So many calls are made in this time already; the service was not called.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
-#[error("rate of {name:?} exceeded; retry in {retry_after:?}")]
+#[error("rate limit of {name:?} reached; retry in {retry_after:?}")]
 #[non_exhaustive]
 pub struct RateLimited {
     /// The limiter's name.

@@ -89,6 +89,12 @@ impl Hedge {
         &self.shared.budget
     }
 
+    /// The name under which logs speak of it outside a pipeline.
+    #[cfg(feature = "tower")]
+    pub(crate) fn name(&self) -> &Arc<str> {
+        &self.shared.name
+    }
+
     /// What became of its hedges.
     #[must_use]
     pub fn counts(&self) -> HedgeCounts {

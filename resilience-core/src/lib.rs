@@ -4,12 +4,14 @@
 //! which orders the layers once and for all:
 //!
 //! ```text
-//! deadline → fallback → retry (budget) → breaker → bulkhead → attempt timeout → operation
+//! deadline → fallback → load shed, rate limit → hedge → retry (budget) → breaker or throttle
+//!          → bulkhead or adaptive limit → attempt timeout → chaos → operation
 //! ```
 //!
 //! What several rooms need to agree on lives here as plain nouns: [`Verdict`], [`Deadline`],
 //! [`Endpoint`], [`Health`], [`Event`].
 
+mod adaptive;
 mod backoff;
 mod breaker;
 mod budget;
@@ -18,6 +20,8 @@ mod bulkhead;
 mod chaos;
 mod circuit;
 mod deadline;
+#[cfg(feature = "distributed")]
+mod distributed;
 mod endpoint;
 mod error;
 mod gate;
@@ -26,15 +30,19 @@ mod heartbeat;
 mod hedge;
 mod keyed;
 mod latency;
+mod limit_algorithm;
 mod limited;
 mod meter;
 mod nesting;
 mod observe;
 mod permit;
 mod pipeline;
+mod places;
 mod polling;
 mod prioritizer;
 mod priority;
+#[cfg(feature = "rate-limit")]
+mod rate_limit;
 mod registry;
 mod retry;
 #[cfg(feature = "settings")]
@@ -45,28 +53,36 @@ mod stale;
 mod sync;
 mod throttle;
 mod timeout;
+#[cfg(feature = "tower")]
+pub mod tower;
 mod verdict;
 
 #[cfg(feature = "macros")]
 #[doc(hidden)]
 pub mod macro_support;
 
+pub use adaptive::{AdaptiveLimit, AdaptiveLimitBuilder, AdaptivePlace, LimitAlgorithm};
 pub use backoff::{Backoff, BackoffBuilder, BackoffShape, Jitter};
 pub use breaker::{
     CircuitBreaker, CircuitBreakerBuilder, CircuitSettings, CircuitSnapshot, CircuitState, Growth,
     OutcomeCounts, SlidingWindow, SlowCalls,
 };
 pub use budget::{RetryBudget, RetryBudgetBuilder};
-pub use bulkhead::Bulkhead;
+pub use bulkhead::{Bulkhead, BulkheadBuilder, Place, Rejections};
 #[cfg(feature = "chaos")]
 pub use chaos::{Chaos, ChaosBuilder};
 pub use deadline::Deadline;
+#[cfg(feature = "distributed")]
+pub use distributed::{
+    Exchange, ExchangeBuilder, ExchangeCounts, MemoryOpinions, Opinion, OpinionStore, ProcessId,
+    StoreError, Tally,
+};
 pub use endpoint::{
     Address, AddressError, Conditions, Endpoint, EndpointSet, Freshness, Role, WatchedEndpoints,
 };
 pub use error::{
     AttemptTimeout, BulkheadFull, CallError, CircuitOpen, DeadlineExceeded, Draining, Failed,
-    Injected, InvalidSetting, RateLimited,
+    FullReason, Injected, InvalidSetting, RateLimited,
 };
 pub use gate::Drained;
 pub use health::{Backend, Health, HealthCheck, HealthStatus, PoolStatus};
@@ -78,6 +94,8 @@ pub use pipeline::{Attempt, Call, Pipeline, PipelineBuilder, Unwise};
 pub use polling::Polling;
 pub use prioritizer::Prioritizer;
 pub use priority::{Priority, Rank};
+#[cfg(feature = "rate-limit")]
+pub use rate_limit::{RateLimiter, RateLimiterBuilder};
 pub use registry::CircuitRegistry;
 #[cfg(feature = "macros")]
 #[doc(inline)]

@@ -6,12 +6,13 @@
 use std::cell::Cell;
 use std::future::Future;
 use std::pin::Pin;
+use std::task::{Context, Poll};
 
-use tokio::task::futures::TaskLocalFuture;
+use pin_project_lite::pin_project;
 
-tokio::task_local! {
-    /// How the last pipeline within this attempt that retries has ended.
-    static INNER: Cell<Option<Inner>>;
+thread_local! {
+    /// How the last pipeline within the attempt that is being polled has ended, if one has that retries.
+    static INNER: Cell<Option<Inner>> = const { Cell::new(None) };
 }
 
 /// How a pipeline that retries has ended.
@@ -21,13 +22,9 @@ pub(crate) enum Inner {
     GaveUp,
 }
 
-/// An attempt that hears of what runs within it.
-pub(crate) type Listening<F> = TaskLocalFuture<Cell<Option<Inner>>, F>;
-
 /// Tells the pipeline around this one, if there is one, how a call of one that retries ended.
 pub(crate) fn tell_the_outer(inner: Inner) {
-    // An `Err` is no pipeline around this one.
-    let _ = INNER.try_with(|outer| outer.set(Some(inner)));
+    INNER.set(Some(inner));
 }
 
 /// Tells the pipeline around this one what was heard, if anything was.
@@ -37,12 +34,37 @@ pub(crate) fn pass_on(inner: Option<Inner>) {
     }
 }
 
-/// Lets `attempt` hear of what runs within it.
-pub(crate) fn listen<F: Future>(attempt: F) -> Listening<F> {
-    INNER.scope(Cell::new(None), attempt)
+pin_project! {
+    /// A future that hears of the pipelines within it, and lets nothing of them out.
+    pub(crate) struct Listening<F> {
+        heard: Option<Inner>,
+        #[pin]
+        future: F,
+    }
 }
 
-/// How the last call within an attempt that is over has ended, if it was one that retries.
-pub(crate) fn heard<F: Future>(attempt: Pin<&mut Listening<F>>) -> Option<Inner> {
-    attempt.take_value().and_then(|inner| inner.get())
+/// Lets `future` hear of what runs within it.
+pub(crate) fn listen<F: Future>(future: F) -> Listening<F> {
+    Listening { heard: None, future }
+}
+
+impl<F: Future> Future for Listening<F> {
+    type Output = (F::Output, Option<Inner>);
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.project();
+        let _outer = Outer(INNER.replace(*this.heard));
+        let polled = this.future.poll(cx);
+        *this.heard = INNER.get();
+        polled.map(|output| (output, *this.heard))
+    }
+}
+
+/// What the attempt around this one has heard, put back even by a panic.
+struct Outer(Option<Inner>);
+
+impl Drop for Outer {
+    fn drop(&mut self) {
+        INNER.set(self.0);
+    }
 }

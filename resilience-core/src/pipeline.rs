@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! deadline → fallback → load shed, rate limit → hedge → retry (budget) → breaker or throttle
-//!          → bulkhead → attempt timeout → chaos → operation
+//!          → bulkhead or adaptive limit → attempt timeout → chaos → operation
 //! ```
 //!
 //! Outermost first. The retry stands outside the breaker, so that each attempt asks the circuit and
@@ -12,6 +12,7 @@
 mod attempts;
 mod builder;
 mod call;
+mod limit;
 mod record;
 
 use std::future::Future;
@@ -32,7 +33,8 @@ use crate::{
     Blame, Bulkhead, CallError, CircuitBreaker, Classify, Deadline, DeadlineExceeded, Drained,
     Draining, Hedge, LoadShedder, Rank, RetryBudget, RetryPolicy, Throttle, Timeout,
 };
-use attempts::{Ended, standing};
+use attempts::{Ended, refused, standing};
+use limit::Limit;
 use record::Record;
 
 pub use builder::{PipelineBuilder, Unwise};
@@ -73,7 +75,7 @@ struct Layers {
     hedge_pays_itself: bool,
     retry: RetryPolicy,
     guard: Option<Guard>,
-    bulkhead: Option<Bulkhead>,
+    limit: Option<Limit>,
     timeout: Timeout,
     #[cfg(feature = "chaos")]
     chaos: Option<Chaos>,
@@ -138,7 +140,10 @@ impl Pipeline {
     /// Its bulkhead, if it has one.
     #[must_use]
     pub fn bulkhead(&self) -> Option<&Bulkhead> {
-        self.layers.bulkhead.as_ref()
+        match &self.layers.limit {
+            Some(Limit::Fixed(bulkhead)) => Some(bulkhead),
+            Some(Limit::Adaptive(_)) | None => None,
+        }
     }
 
     /// What its settings, or its use, have of what is only unwise.
@@ -173,15 +178,13 @@ impl Pipeline {
         Fut: Future<Output = Result<T, E>>,
     {
         let layers = &*self.layers;
-        let mut record = Record::new(&layers.name, call.operation);
+        let mut record = Record::new(&layers.name, &call, layers.deadline);
         let Some(_inside) = layers.gate.enter() else {
             record.outcome = CallOutcome::Rejected;
             return Err(Draining { name: Arc::clone(&layers.name) }.into());
         };
-        let deadline = call.deadline.unwrap_or_else(|| layers.deadline_from(record.started));
-        let deadline = deadline.inherited();
-        layers.deposit();
-        let result = layers.call(call, deadline, classifier, &mut operation, &record).await;
+        let result = layers.call(call.rank, classifier, &mut operation, &record).await;
+        let result = result.map_err(|ended| ended.error);
         record.end(&result);
         if layers.retry.max_retries() > 0 {
             nesting::tell_the_outer(if result.is_ok() { Inner::Answered } else { Inner::GaveUp });
@@ -258,42 +261,44 @@ impl Layers {
     /// One call, from the refusals outside the attempts to its end.
     async fn call<T, E, Fut>(
         &self,
-        call: Call,
-        deadline: Deadline,
+        rank: Option<Rank>,
         classifier: &impl Classify<E>,
         operation: &mut impl FnMut(Attempt) -> Fut,
         record: &Record<'_>,
-    ) -> Result<T, CallError<E>>
+    ) -> Result<T, Ended<E>>
     where
         Fut: Future<Output = Result<T, E>>,
     {
-        let rank = || call.rank.unwrap_or_else(Rank::current);
+        let rank = || rank.unwrap_or_else(Rank::current);
         let shedder = self.shedder.as_ref();
-        let admitted = shedder.map(|shedder| shedder.admit(rank())).transpose()?;
+        let admitted = shedder.map(|shedder| shedder.admit(rank())).transpose().map_err(refused)?;
+        #[cfg_attr(not(feature = "rate-limit"), expect(unused_mut, reason = "nothing waits"))]
+        let mut now = record.started;
         #[cfg(feature = "rate-limit")]
         if let Some(limiter) = &self.rate_limit {
-            limiter.acquire(deadline).await?;
+            limiter.acquire(record.deadline).await.map_err(refused)?;
+            now = Instant::now();
         }
-        let result = match self.hedge.as_ref().filter(|_| call.idempotent) {
-            None => self.attempts(call.idempotent, deadline, classifier, operation, record).await,
+        // Not before: what is turned away here earns those who are let in no retries.
+        self.deposit();
+        let result = match self.hedge.as_ref().filter(|_| record.idempotent) {
+            None => self.attempts(now, classifier, operation, record).await,
             // Boxed: a call that is not hedged need not have room for one that is.
-            Some(hedge) => {
-                Box::pin(self.hedged(hedge, deadline, classifier, operation, record)).await
-            }
+            Some(hedge) => Box::pin(self.hedged(now, hedge, classifier, operation, record)).await,
         };
-        if let (Some(admitted), Err(Ended::Refused(CallError::BulkheadFull(_)))) =
-            (admitted, &result)
+        if let (Some(admitted), Err(ended)) = (admitted, &result)
+            && matches!(ended.error, CallError::BulkheadFull(_))
         {
             admitted.refused_behind();
         }
-        result.map_err(Ended::into_error)
+        result
     }
 
     /// The attempts, and the same once more beside them while their answer is late.
     async fn hedged<T, E, Fut>(
         &self,
+        now: Instant,
         hedge: &Hedge,
-        deadline: Deadline,
         classifier: &impl Classify<E>,
         operation: &mut impl FnMut(Attempt) -> Fut,
         record: &Record<'_>,
@@ -303,13 +308,14 @@ impl Layers {
     {
         // Locked while a future is made, never while one runs.
         let operation = &Mutex::new(operation);
-        let attempts = |_| async move {
+        let attempts = |number| async move {
             let mut operation =
                 |attempt| operation.lock().unwrap_or_else(PoisonError::into_inner)(attempt);
-            self.attempts(true, deadline, classifier, &mut operation, record).await
+            let now = if number == 0 { now } else { Instant::now() };
+            self.attempts(now, classifier, &mut operation, record).await
         };
         let standing = |result: &Result<T, Ended<E>>| standing(result, true);
-        hedge.race(&self.name, Some(deadline), attempts, standing).await
+        hedge.race(&self.name, Some(record.deadline), attempts, standing).await
     }
 
     /// Notes one call with whatever pays for its retries and hedges.

@@ -113,6 +113,12 @@ impl Rank {
         CURRENT.scope(self, future)
     }
 
+    /// Runs `f` under this rank, whatever surrounds it.
+    #[cfg(feature = "tower")]
+    pub(crate) fn enter<T>(self, f: impl FnOnce() -> T) -> T {
+        CURRENT.sync_scope(self, f)
+    }
+
     /// Its priority.
     #[must_use]
     pub const fn priority(self) -> Priority {

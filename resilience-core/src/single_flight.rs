@@ -17,7 +17,6 @@ use std::collections::hash_map::Entry;
 use std::fmt;
 use std::future::Future;
 use std::hash::Hash;
-use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
@@ -130,9 +129,7 @@ impl<K: Clone + Eq + Hash, V: Clone, E> SingleFlight<K, V, E> {
             return result.clone();
         };
         let deadline = Deadline::current();
-        let mut flight = pin!(nesting::listen(async { operation().await }));
-        let result = flight.as_mut().await;
-        let inner = nesting::heard(flight);
+        let (result, inner) = nesting::listen(async { operation().await }).await;
         nesting::pass_on(inner);
         let result = result.map_err(Arc::new);
         // The others may have more time: an error for want of it is the leader's own.

@@ -73,6 +73,16 @@ pub enum Replay {
     Never,
 }
 
+impl Replay {
+    /// The same of an operation that may have been executed after all.
+    pub(crate) const fn or_uncertain(self) -> Self {
+        match self {
+            Self::Safe | Self::Transaction | Self::IfIdempotent => Self::IfIdempotent,
+            Self::Never => Self::Never,
+        }
+    }
+}
+
 /// Reads errors of type `E`. Each connector has one; any `Fn(&E) -> Verdict` is one too.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` does not say what an error of type `{E}` means",

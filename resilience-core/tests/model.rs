@@ -1,17 +1,25 @@
 //! Fear: an interleaving nobody thought of. Random histories, beside a plain model that is easy to believe.
 
+#[path = "support/reference.rs"]
+mod reference;
+
 use std::collections::VecDeque;
 use std::time::Duration;
 
 use proptest::prelude::*;
-use resilience_core::{CircuitBreaker, CircuitState, Outcome, Permit};
+use resilience_core::{Outcome, Permit};
 use tokio::time::{Instant, advance};
 
-const FAIL_MAX: u32 = 3;
-const RESET: u64 = 10;
-const LEASE: u64 = 4;
-const SUCCESSES: u32 = 2;
-const PROBES: usize = 2;
+use reference::{Pass, Reference, Rules};
+
+const RULES: Rules = Rules {
+    tick: Duration::from_secs(1),
+    fail_max: 3,
+    reset_timeout: 10,
+    probe_lease: 4,
+    success_threshold: 2,
+    half_open_max_calls: 2,
+};
 
 #[derive(Clone, Debug)]
 enum Step {
@@ -24,108 +32,13 @@ fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         4 => Just(Step::Admit),
         5 => (0..8usize, 0..4usize).prop_map(|(which, how)| Step::Settle(which, Outcome::ALL[how])),
-        1 => (0..=RESET + 1).prop_map(Step::Wait),
+        1 => (0..=u64::from(RULES.reset_timeout) + 1).prop_map(Step::Wait),
     ]
 }
 
-/// The rules of the breaker in their plainest form; time in whole seconds.
-#[derive(Debug)]
-enum Model {
-    Closed { failures: u32 },
-    Open { until: u64 },
-    HalfOpen { successes: u32, leases: Vec<(u64, u64)> },
-}
-
-#[derive(Debug)]
-struct Reference {
-    state: Model,
-    generation: u32,
-    admitted: u64,
-}
-
-impl Reference {
-    fn enter(&mut self, state: Model) {
-        self.state = state;
-        self.generation += 1;
-    }
-
-    fn expire(&mut self, now: u64) {
-        if let Model::HalfOpen { leases, .. } = &self.state
-            && let Some(first) = leases.iter().map(|(_, until)| *until).min()
-            && first <= now
-        {
-            self.enter(Model::Open { until: first + RESET });
-        }
-    }
-
-    fn admit(&mut self, now: u64) -> Option<(u64, u32)> {
-        self.expire(now);
-        if matches!(self.state, Model::Open { until } if until <= now) {
-            self.enter(Model::HalfOpen { successes: 0, leases: Vec::new() });
-        }
-        self.admitted += 1;
-        let id = self.admitted;
-        match &mut self.state {
-            Model::Closed { .. } => Some((id, self.generation)),
-            Model::HalfOpen { leases, .. } if leases.len() < PROBES => {
-                leases.push((id, now + LEASE));
-                Some((id, self.generation))
-            }
-            Model::HalfOpen { .. } | Model::Open { .. } => None,
-        }
-    }
-
-    fn settle(&mut self, (id, generation): (u64, u32), outcome: Outcome, now: u64) {
-        if generation != self.generation {
-            return;
-        }
-        self.expire(now);
-        if generation != self.generation {
-            return;
-        }
-        match (&mut self.state, outcome) {
-            (Model::Closed { failures }, Outcome::Success) => *failures = 0,
-            (Model::Closed { failures }, Outcome::Failure) if *failures + 1 < FAIL_MAX => {
-                *failures += 1;
-            }
-            (Model::Closed { .. }, Outcome::Failure) => {
-                self.enter(Model::Open { until: now + RESET });
-            }
-            (Model::HalfOpen { successes, leases }, _) => {
-                leases.retain(|(lease, _)| *lease != id);
-                match outcome {
-                    Outcome::Success if *successes + 1 < SUCCESSES => *successes += 1,
-                    Outcome::Success => self.enter(Model::Closed { failures: 0 }),
-                    Outcome::Failure => self.enter(Model::Open { until: now + RESET }),
-                    Outcome::Excluded | Outcome::Cancelled => {}
-                }
-            }
-            (Model::Closed { .. }, Outcome::Excluded | Outcome::Cancelled)
-            | (Model::Open { .. }, _) => {}
-        }
-    }
-
-    fn state(&self) -> CircuitState {
-        match self.state {
-            Model::Closed { .. } => CircuitState::Closed,
-            Model::Open { .. } => CircuitState::Open,
-            Model::HalfOpen { .. } => CircuitState::HalfOpen,
-        }
-    }
-}
-
 async fn agree(steps: Vec<Step>) -> Result<(), TestCaseError> {
-    let breaker = CircuitBreaker::builder("model")
-        .fail_max(FAIL_MAX)
-        .reset_timeout(Duration::from_secs(RESET))
-        .probe_lease(Duration::from_secs(LEASE))
-        .success_threshold(SUCCESSES)
-        .half_open_max_calls(PROBES as u32)
-        .build()
-        .unwrap();
-    let mut reference =
-        Reference { state: Model::Closed { failures: 0 }, generation: 0, admitted: 0 };
-    let mut out: VecDeque<(Permit, (u64, u32))> = VecDeque::new();
+    let (breaker, mut reference) = (RULES.breaker(), Reference::new(RULES));
+    let mut out: VecDeque<(Permit, Pass)> = VecDeque::new();
     let begun = Instant::now();
     for step in steps {
         let now = begun.elapsed().as_secs();
@@ -144,10 +57,7 @@ async fn agree(steps: Vec<Step>) -> Result<(), TestCaseError> {
             Step::Wait(seconds) => advance(Duration::from_secs(seconds)).await,
         }
         let snapshot = breaker.snapshot();
-        prop_assert_eq!(
-            (snapshot.state, snapshot.generation),
-            (reference.state(), reference.generation)
-        );
+        prop_assert_eq!((snapshot.state, snapshot.generation), reference.state());
     }
     Ok(())
 }

@@ -77,7 +77,7 @@ async fn no_attempt_starts_past_the_deadline() {
 #[tokio::test(start_paused = true)]
 async fn a_wait_for_a_place_does_not_let_an_attempt_start_late() {
     let bulkhead = Bulkhead::new("svc", 1, 9 * SECOND).unwrap();
-    let _held = bulkhead.acquire(Deadline::within(SECOND)).await.unwrap();
+    let _held = bulkhead.acquire_owned(Deadline::within(SECOND)).await.unwrap();
     let pipeline = Pipeline::builder("svc").deadline(SECOND).bulkhead(bulkhead).build().unwrap();
     let started = Instant::now();
     let error = pipeline
@@ -337,7 +337,7 @@ async fn nested_pipelines_do_not_multiply_their_attempts() {
 async fn the_time_spent_in_our_own_queue_is_not_held_against_the_service() {
     let breaker = CircuitBreaker::builder("svc").fail_max(1).build().unwrap();
     let bulkhead = Bulkhead::new("svc", 1, 9 * SECOND).unwrap();
-    let place = bulkhead.acquire(Deadline::within(SECOND)).await.unwrap();
+    let place = bulkhead.acquire_owned(Deadline::within(SECOND)).await.unwrap();
     let pipeline = Pipeline::builder("svc").deadline(4 * SECOND).attempt_timeout(3 * SECOND);
     let pipeline = pipeline.breaker(breaker.clone()).bulkhead(bulkhead).build().unwrap();
     let call = tokio::spawn({

@@ -10,6 +10,7 @@
 //! | `discovery`, `kubernetes` | [`ServiceRegistry`]: where a service is, from configuration, files or DNS |
 //! | `monitoring` | [`setup_default_monitoring`], [`get_monitoring_manager`]: health, alerts, metrics |
 //! | `axum` | [`axum`]: health routes, a deadline per request, graceful shutdown |
+//! | `distributed` | [`Exchange`], and with `redis` [`RedisOpinions`]: circuits of many processes warn each other |
 //! | `macros` | [`circuit_breaker`] and [`with_retry`] as attributes |
 //! | `full` | all of these |
 //!
@@ -74,6 +75,9 @@ pub use conn_opensearch::{self as opensearch, OpenSearchConfig, OpenSearchManage
 #[cfg(feature = "postgres")]
 #[doc(no_inline)]
 pub use conn_postgres::{self as postgres, DatabaseConfig, DatabaseManager};
+#[cfg(all(feature = "distributed", feature = "redis"))]
+#[doc(no_inline)]
+pub use conn_redis::RedisOpinions;
 #[cfg(feature = "redis")]
 #[doc(no_inline)]
 pub use conn_redis::{self as redis, RedisConfig, RedisManager};

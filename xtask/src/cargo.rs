@@ -107,7 +107,10 @@ impl Cargo {
 impl fmt::Display for Cargo {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (name, value) in &self.env {
-            write!(f, "{name}={value} ")?;
+            match value.contains(' ') {
+                true => write!(f, "{name}='{value}' ")?,
+                false => write!(f, "{name}={value} ")?,
+            }
         }
         write!(f, "cargo {}", self.args.join(" "))
     }
@@ -154,14 +157,27 @@ pub struct Target {
 ///
 /// If cargo cannot read the workspace.
 pub fn members() -> Result<Vec<Package>> {
-    #[derive(Deserialize)]
-    struct Metadata {
-        packages: Vec<Package>,
-    }
+    Ok(metadata()?.packages)
+}
+
+/// Where this workspace builds.
+///
+/// # Errors
+///
+/// If cargo cannot read the workspace.
+pub fn target_dir() -> Result<PathBuf> {
+    Ok(metadata()?.target_directory)
+}
+
+#[derive(Deserialize)]
+struct Metadata {
+    packages: Vec<Package>,
+    target_directory: PathBuf,
+}
+
+fn metadata() -> Result<Metadata> {
     let text = Cargo::new("metadata --format-version 1 --no-deps").output()?;
-    let metadata: Metadata =
-        serde_json::from_str(&text).context("`cargo metadata` printed something else")?;
-    Ok(metadata.packages)
+    serde_json::from_str(&text).context("`cargo metadata` printed something else")
 }
 
 #[cfg(test)]
@@ -173,6 +189,11 @@ mod tests {
         let cargo =
             Cargo::new("doc --no-deps").args(["-p", "xtask"]).env("RUSTDOCFLAGS", "-Dwarnings");
         assert_eq!(cargo.to_string(), "RUSTDOCFLAGS=-Dwarnings cargo doc --no-deps -p xtask");
+        let cargo = Cargo::new("doc").env("RUSTDOCFLAGS", "-Dwarnings --document-private-items");
+        assert_eq!(
+            cargo.to_string(),
+            "RUSTDOCFLAGS='-Dwarnings --document-private-items' cargo doc"
+        );
     }
 
     #[test]

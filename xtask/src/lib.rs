@@ -3,6 +3,7 @@
 //! [`servers::Servers`] is the way to the real servers for every command that needs them.
 #![forbid(unsafe_code)]
 
+pub mod bench;
 pub mod cargo;
 pub mod checkout;
 pub mod ci;
@@ -10,6 +11,7 @@ pub mod clock;
 pub mod demo;
 pub mod down;
 pub mod env;
+pub mod fuzz;
 pub mod interrupt;
 pub mod logs;
 pub mod models;

@@ -4,7 +4,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use xtask::{ci, demo, down, env, logs, models, nightly, sim, status, test, tidy, up};
+use xtask::{bench, ci, demo, down, env, fuzz, logs, models, nightly, sim, status, test, tidy, up};
 
 /// Starts real servers, runs the tests against them, holds the house rules.
 #[derive(Parser)]
@@ -23,7 +23,9 @@ enum Command {
     Env(env::Env),
     Demo(demo::Demo),
     Test(test::Test),
+    Bench(bench::Bench),
     Sim(sim::Sim),
+    Fuzz(fuzz::Fuzz),
     Models(models::Models),
     Tidy(tidy::Tidy),
     Ci(ci::Ci),
@@ -39,7 +41,9 @@ fn main() -> ExitCode {
         Command::Env(command) => command.run(),
         Command::Demo(command) => command.run(),
         Command::Test(command) => command.run(),
+        Command::Bench(command) => command.run(),
         Command::Sim(command) => command.run(),
+        Command::Fuzz(command) => command.run(),
         Command::Models(command) => command.run(),
         Command::Tidy(command) => command.run(),
         Command::Ci(command) => command.run(),

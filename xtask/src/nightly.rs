@@ -5,12 +5,13 @@ use clap::Args;
 
 use crate::cargo::Cargo;
 use crate::demo::Demo;
+use crate::fuzz::{Fuzz, Target};
 use crate::interrupt;
 use crate::models::Models;
 use crate::progress::say;
 
-/// Run what takes too long for `ci`: a hundred thousand simulated worlds, finer interleavings, and the
-/// whole demo
+/// Run what takes too long for `ci`: a hundred thousand simulated worlds, finer interleavings, ten minutes of
+/// fuzzing for each target, and the whole demo
 #[derive(Debug, Args)]
 pub struct Nightly {}
 
@@ -19,7 +20,8 @@ impl Nightly {
     ///
     /// # Errors
     ///
-    /// If a promise is broken in one of the worlds or interleavings, or a claim of the demo fails.
+    /// If a promise is broken in one of the worlds or interleavings, an input breaks a target, or a claim
+    /// of the demo fails.
     pub fn run(self) -> Result<()> {
         interrupt::catch()?;
         for cargo in [simulation(), Models { preemptions: 3 }.cargo()] {
@@ -27,6 +29,9 @@ impl Nightly {
             if !cargo.run(&[])?.success() {
                 bail!("to repeat it: {cargo}");
             }
+        }
+        for target in Target::ALL {
+            Fuzz { target, seconds: 600 }.run()?;
         }
         Demo { serve: false }.run()
     }

@@ -9,8 +9,9 @@ use tokio::time::Instant;
 
 use super::record::Record;
 use super::{Attempt, Guard, Layers};
-use crate::deadline::later;
+use crate::deadline::{Within, later};
 use crate::hedge::Standing;
+use crate::latency::held_up;
 use crate::limited::Limited;
 use crate::nesting::{self, Inner};
 use crate::permit::{Lent, Settle, Watched};
@@ -22,38 +23,61 @@ use crate::{
 /// An attempt that had less time than this says nothing about the service when it runs out of it.
 const TOO_SHORT_TO_JUDGE: Duration = Duration::from_millis(10);
 
-/// How a call, or one attempt of it, ended without a value.
-pub(super) enum Ended<E> {
-    /// It was not made, or was cut off by the call's own deadline: an earlier error tells more.
-    Refused(CallError<E>),
-    /// It was made and failed.
-    Failed(CallError<E>, Verdict),
+/// How a call, or one attempt of it, ended without a value. Boxed, so that a value on its way out
+/// does not carry the room of an error through every layer.
+pub(super) type Ended<E> = Box<End<E>>;
+
+pub(super) struct End<E> {
+    pub(super) error: CallError<E>,
+    /// What became of the attempt itself.
+    attempt: Fate,
 }
 
-impl<E> Ended<E> {
-    pub(super) fn into_error(self) -> CallError<E> {
-        match self {
-            Self::Refused(error) | Self::Failed(error, _) => error,
+#[derive(Clone, Copy)]
+enum Fate {
+    /// It was not made: an earlier error tells more.
+    NotMade,
+    /// The call's own deadline cut it off: an earlier error tells more, but not of whether it was executed.
+    CutOff,
+    /// It ended by itself, and this is what its end means; and what a pipeline within it that
+    /// retries said last.
+    Ended(Verdict, Option<Inner>),
+}
+
+impl<E> End<E> {
+    /// The call's last real error, when the attempt after it ended as `fate`.
+    fn outlived(mut self: Box<Self>, fate: Fate) -> Box<Self> {
+        if let (CallError::Inner(failed), Fate::CutOff) = (&mut self.error, fate) {
+            // It may say that nothing was executed; what was cut off may have been.
+            failed.verdict.replay = failed.verdict.replay.or_uncertain();
         }
+        self
     }
+}
+
+pub(super) fn refused<E>(error: impl Into<CallError<E>>) -> Ended<E> {
+    Box::new(End { error: error.into(), attempt: Fate::NotMade })
+}
+
+fn failed<E>(error: CallError<E>, verdict: Verdict, inner: Option<Inner>) -> Ended<E> {
+    Box::new(End { error, attempt: Fate::Ended(verdict, inner) })
 }
 
 /// What a call's end means for another of the same call that is in flight.
 pub(super) fn standing<T, E>(result: &Result<T, Ended<E>>, idempotent: bool) -> Standing {
-    match result {
+    match result.as_ref().map_err(|ended| ended.attempt) {
         Ok(_) => Standing::Decides,
-        Err(Ended::Refused(_)) => Standing::Refused,
-        Err(Ended::Failed(_, verdict)) if verdict.may_repeat(idempotent) => Standing::Failed,
-        Err(Ended::Failed(..)) => Standing::Decides,
+        Err(Fate::NotMade | Fate::CutOff) => Standing::Refused,
+        Err(Fate::Ended(verdict, _)) if verdict.may_repeat(idempotent) => Standing::Failed,
+        Err(Fate::Ended(..)) => Standing::Decides,
     }
 }
 
 impl Layers {
-    /// Attempts until one succeeds, or none may follow.
+    /// Attempts until one succeeds, or none may follow; the first begins `now`.
     pub(super) async fn attempts<T, E, Fut>(
         &self,
-        idempotent: bool,
-        deadline: Deadline,
+        mut now: Instant,
         classifier: &impl Classify<E>,
         operation: &mut impl FnMut(Attempt) -> Fut,
         record: &Record<'_>,
@@ -62,40 +86,33 @@ impl Layers {
         Fut: Future<Output = Result<T, E>>,
     {
         let mut retries = self.retry.retries(&self.name);
-        let mut last = None;
-        // The first begins with the call: it needs no look at the clock of its own.
-        let mut now = record.started;
+        let mut last: Option<Ended<E>> = None;
         loop {
-            let attempt = self.attempt(now, deadline, classifier, operation, record);
-            let mut attempt = pin!(nesting::listen(attempt));
-            let ended = attempt.as_mut().await;
-            let (error, verdict) = match ended {
+            let ended = match self.attempt(&now, classifier, operation, record).await {
                 Ok(value) => return Ok(value),
-                Err(Ended::Refused(error)) => return Err(last.unwrap_or(Ended::Refused(error))),
-                Err(Ended::Failed(error, verdict)) => (error, verdict),
+                Err(ended) => ended,
             };
-            let inner = nesting::heard(attempt);
-            if inner.is_some() && self.retry.max_retries() > 0 {
-                self.nested.get_or_init(|| Unwise::NestedRetries.report(&self.name));
-            }
+            let Fate::Ended(verdict, inner) = ended.attempt else {
+                let fate = ended.attempt;
+                return Err(last.map_or(ended, |last| last.outlived(fate)));
+            };
             // Waiting for an open circuit would only end in its refusal.
-            let may_repeat = verdict.may_repeat(idempotent)
+            let may_repeat = verdict.may_repeat(record.idempotent)
                 && !self.guard.as_ref().is_some_and(Guard::is_open)
                 && inner != Some(Inner::GaveUp);
             retries.budgeted = verdict.blame != Blame::Local;
-            match retries.next(may_repeat, verdict.retry_after, Some(deadline)) {
+            match retries.next(may_repeat, verdict.retry_after, Some(record.deadline)) {
                 Some(delay) => tokio::time::sleep(delay).await,
-                None => return Err(Ended::Failed(error, verdict)),
+                None => return Err(ended),
             }
-            last = Some(Ended::Failed(error, verdict));
+            last = Some(ended);
             now = Instant::now();
         }
     }
 
     async fn attempt<T, E, Fut>(
         &self,
-        mut now: Instant,
-        deadline: Deadline,
+        now: &Instant,
         classifier: &impl Classify<E>,
         operation: &mut impl FnMut(Attempt) -> Fut,
         record: &Record<'_>,
@@ -103,45 +120,56 @@ impl Layers {
     where
         Fut: Future<Output = Result<T, E>>,
     {
-        self.in_time(now, deadline, record)?;
+        in_time(*now, record)?;
         let permit = self.guard.as_ref().map(Guard::admit).transpose()?;
-        let asked = now;
-        let _place = match &self.bulkhead {
+        let (asked, mut now) = (now, *now);
+        let place = match &self.limit {
             None => None,
-            Some(bulkhead) => Some(match bulkhead.try_acquire() {
+            Some(limit) => Some(match limit.try_acquire() {
                 Some(place) => place,
                 None => {
-                    let place = bulkhead.acquire(deadline).await;
+                    let place = limit.acquire(record.deadline).await.map_err(refused)?;
                     now = Instant::now();
-                    place.map_err(|full| Ended::Refused(full.into()))?
+                    in_time(now, record)?;
+                    place
                 }
             }),
         };
-        self.in_time(now, deadline, record)?;
-        let waited = now - asked;
+        let leave = |load| {
+            if let Some(place) = place {
+                place.settle(load, now);
+            }
+        };
         let setting = self.timeout.current();
-        let until = Deadline::at(later(now, setting)).min(deadline);
+        let until = Deadline::at(later(now, setting)).min(record.deadline);
         let attempt = Attempt { number: record.next_attempt(), deadline: until };
         let limit = until.remaining_at(now);
         tracing::debug!(target: "shared_external::pipeline", name = %self.name, operation = record.operation, attempt = attempt.number, ?limit, "attempt");
-        let work = async {
-            #[cfg(feature = "chaos")]
-            if let Some(chaos) = &self.chaos {
-                chaos.strike().await.map_err(Struck::Injected)?;
-            }
-            operation(attempt).await.map_err(Struck::Inner)
-        };
-        let work = Limited::new(Watched::new(permit, until.scope(work)), until.instant());
-        let mut work = pin!(work);
+        let mut work = pin!(Limited::new(
+            Watched::new(
+                permit,
+                nesting::listen(Within::new(until, async {
+                    #[cfg(feature = "chaos")]
+                    if let Some(chaos) = &self.chaos {
+                        chaos.strike().await.map_err(Struck::Injected)?;
+                    }
+                    operation(attempt).await.map_err(Struck::Inner)
+                })),
+            ),
+            until.instant(),
+        ));
         match work.as_mut().await {
-            Some((permit, Ok(value))) => {
+            Some((permit, (Ok(value), inner))) => {
                 settle(permit, Outcome::Success);
+                leave(Outcome::Success);
+                self.hear(inner);
                 if self.timeout.is_learned() {
                     self.timeout.record(now.elapsed());
                 }
                 Ok(value)
             }
-            Some((permit, Err(Struck::Inner(error)))) => {
+            Some((permit, (Err(Struck::Inner(error)), inner))) => {
+                self.hear(inner);
                 let mut verdict = classifier.verdict(&error);
                 if verdict.blame == Blame::Service {
                     let ended = Instant::now();
@@ -150,22 +178,30 @@ impl Layers {
                     }
                 }
                 settle(permit, verdict.blame.outcome());
+                // Of errors, only one that asks for time speaks of load.
+                let asks_for_time =
+                    verdict.blame == Blame::Service && verdict.retry_after.is_some();
+                leave(if asks_for_time { Outcome::Failure } else { Outcome::Excluded });
                 let (attempts, elapsed) = (record.attempts(), Some(record.started.elapsed()));
-                let failed = Failed { error, verdict, attempts, elapsed };
-                Err(Ended::Failed(CallError::Inner(failed), verdict))
+                let error = CallError::Inner(Failed { error, verdict, attempts, elapsed });
+                Err(failed(error, verdict, inner))
             }
             #[cfg(feature = "chaos")]
-            Some((permit, Err(Struck::Injected(injected)))) => {
+            Some((permit, (Err(Struck::Injected(injected)), _))) => {
                 settle(permit, Outcome::Failure);
+                leave(Outcome::Excluded);
                 let verdict = injected.verdict();
-                Err(Ended::Failed(injected.into(), verdict))
+                Err(failed(injected.into(), verdict, None))
             }
             None => {
                 let ended = Instant::now();
                 // Nor is it the service's fault if our own queue took a good part of the time it
                 // needed, or if this process stood still.
+                let waited = now - *asked;
                 let starved = limit < setting && waited > (waited + limit) / 4;
-                let stood_still = !heartbeat::was_fair(now, ended, limit);
+                // The heart is too slow to see what befalls a short attempt: its own timer tells.
+                let late = ended.saturating_duration_since(until.instant());
+                let stood_still = held_up(late, limit) || !heartbeat::was_fair(now, ended, limit);
                 let outcome = match limit < TOO_SHORT_TO_JUDGE || starved {
                     _ if stood_still => Outcome::Excluded,
                     true => Outcome::Cancelled,
@@ -173,31 +209,36 @@ impl Layers {
                 };
                 // Settled before the attempt is dropped: its drop must not count as the caller's.
                 settle(work.as_mut().future().take_permit(), outcome);
+                leave(outcome);
                 if !stood_still {
                     self.timeout.record_timeout(limit);
                 }
                 let blame = if stood_still { Blame::Local } else { Blame::Service };
-                if deadline.has_passed(ended) {
-                    return Err(Ended::Refused(record.deadline_exceeded(blame).into()));
+                if record.deadline.has_passed(ended) {
+                    let error = record.deadline_exceeded(blame).into();
+                    return Err(Box::new(End { error, attempt: Fate::CutOff }));
                 }
                 let (name, attempts) = (Arc::clone(&self.name), record.attempts());
                 let timeout = AttemptTimeout { name, attempts, limit, blame };
                 let verdict = Verdict { blame, ..Verdict::service(Replay::IfIdempotent) };
-                Err(Ended::Failed(timeout.into(), verdict))
+                Err(failed(timeout.into(), verdict, None))
             }
         }
     }
 
-    fn in_time<E>(
-        &self,
-        now: Instant,
-        deadline: Deadline,
-        record: &Record<'_>,
-    ) -> Result<(), Ended<E>> {
-        match deadline.has_passed(now) {
-            true => Err(Ended::Refused(record.deadline_exceeded(Blame::Service).into())),
-            false => Ok(()),
+    /// Reports, once, that a pipeline that retries ran inside this one, if it retries too.
+    fn hear(&self, inner: Option<Inner>) {
+        if inner.is_some() && self.retry.max_retries() > 0 {
+            self.nested.get_or_init(|| Unwise::NestedRetries.report(&self.name));
         }
+    }
+}
+
+/// Refuses what would begin past the call's deadline.
+fn in_time<E>(now: Instant, record: &Record<'_>) -> Result<(), Ended<E>> {
+    match record.deadline.has_passed(now) {
+        true => Err(refused(record.deadline_exceeded(Blame::Service))),
+        false => Ok(()),
     }
 }
 
@@ -213,11 +254,11 @@ impl Guard {
         match self {
             Self::Breaker(breaker) => match breaker.lend() {
                 Ok(lent) => Ok(GuardPermit::Breaker(lent)),
-                Err(open) => Err(Ended::Refused(open.into())),
+                Err(open) => Err(refused(open)),
             },
             Self::Throttle(throttle) => match throttle.try_acquire() {
                 Ok(permit) => Ok(GuardPermit::Throttle(permit)),
-                Err(throttled) => Err(Ended::Refused(throttled.into())),
+                Err(throttled) => Err(refused(throttled)),
             },
         }
     }

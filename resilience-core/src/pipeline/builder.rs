@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Guard, Layers, Pipeline};
+use super::{Guard, Layers, Limit, Pipeline};
 #[cfg(feature = "chaos")]
 use crate::Chaos;
 #[cfg(feature = "rate-limit")]
@@ -11,7 +11,8 @@ use crate::RateLimiter;
 use crate::deadline::FAR;
 use crate::gate::Gate;
 use crate::{
-    Bulkhead, CircuitBreaker, Hedge, InvalidSetting, LoadShedder, RetryPolicy, Throttle, Timeout,
+    AdaptiveLimit, Bulkhead, CircuitBreaker, Hedge, InvalidSetting, LoadShedder, RetryPolicy,
+    Throttle, Timeout,
 };
 
 /// Settings of a [`Pipeline`] to be.
@@ -28,6 +29,7 @@ pub struct PipelineBuilder {
     pub(super) breaker: Option<CircuitBreaker>,
     pub(super) throttle: Option<Throttle>,
     pub(super) bulkhead: Option<Bulkhead>,
+    pub(super) adaptive_limit: Option<AdaptiveLimit>,
     pub(super) pool_size: Option<usize>,
     pub(super) attempt_timeout: Result<Timeout, Duration>,
     #[cfg(feature = "chaos")]
@@ -47,6 +49,7 @@ impl PipelineBuilder {
             breaker: None,
             throttle: None,
             bulkhead: None,
+            adaptive_limit: None,
             pool_size: None,
             attempt_timeout: Err(Duration::from_secs(30)),
             #[cfg(feature = "chaos")]
@@ -94,6 +97,11 @@ impl PipelineBuilder {
     /// The limit on attempts in flight; default: none.
     pub fn bulkhead(self, bulkhead: Bulkhead) -> Self {
         Self { bulkhead: Some(bulkhead), ..self }
+    }
+
+    /// A limit on attempts in flight that follows what the service can take, in place of a bulkhead; default: none.
+    pub fn adaptive_limit(self, limit: AdaptiveLimit) -> Self {
+        Self { adaptive_limit: Some(limit), ..self }
     }
 
     /// How many connections stand behind it. Changes nothing: a bulkhead that is wider lets calls
@@ -148,11 +156,21 @@ impl PipelineBuilder {
             (None, Some(throttle)) => Some(Guard::Throttle(throttle)),
             (None, None) => None,
         };
+        let limit = match (self.bulkhead, self.adaptive_limit) {
+            (Some(bulkhead), Some(adaptive)) => {
+                let both = (bulkhead.name(), adaptive.name());
+                let cure = "a bulkhead or an adaptive limit, not both";
+                return Err(InvalidSetting::new("adaptive_limit", both, cure));
+            }
+            (Some(bulkhead), None) => Some(Limit::Fixed(bulkhead)),
+            (None, Some(adaptive)) => Some(Limit::Adaptive(adaptive)),
+            (None, None) => None,
+        };
         let mut unwise = Vec::new();
         if timeout.longest() >= self.deadline {
             unwise.push(Unwise::AttemptTimeoutReachesDeadline);
         }
-        if let (Some(bulkhead), Some(connections)) = (&self.bulkhead, self.pool_size)
+        if let (Some(Limit::Fixed(bulkhead)), Some(connections)) = (&limit, self.pool_size)
             && bulkhead.limit() > connections
         {
             unwise.push(Unwise::BulkheadWiderThanPool);
@@ -172,7 +190,7 @@ impl PipelineBuilder {
             hedge_pays_itself,
             retry: self.retry,
             guard,
-            bulkhead: self.bulkhead,
+            limit,
             timeout,
             #[cfg(feature = "chaos")]
             chaos: self.chaos,

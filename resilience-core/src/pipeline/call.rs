@@ -7,9 +7,9 @@ use crate::{Deadline, Rank};
 #[must_use]
 pub struct Call {
     pub(super) operation: &'static str,
-    pub(super) idempotent: bool,
-    pub(super) deadline: Option<Deadline>,
-    pub(super) rank: Option<Rank>,
+    pub(crate) idempotent: bool,
+    pub(crate) deadline: Option<Deadline>,
+    pub(crate) rank: Option<Rank>,
 }
 
 impl Call {

@@ -2,27 +2,42 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::Call;
+use crate::deadline::later;
 use crate::observe::{CallOutcome, Event, emit, is_observed};
-use crate::{Blame, CallError, DeadlineExceeded};
+use crate::{Blame, CallError, Deadline, DeadlineExceeded};
 
 /// A call while it lasts; dropped, it tells observers how it ended.
+///
+/// Whoever works on the call borrows it, rather than pass instants on from one future to the next.
 pub(super) struct Record<'a> {
     name: &'a Arc<str>,
     pub(super) operation: &'static str,
+    pub(super) idempotent: bool,
     pub(super) started: Instant,
+    pub(super) deadline: Deadline,
     /// Attempts made. Hedges count them side by side.
     attempts: AtomicU32,
     pub(super) outcome: CallOutcome,
 }
 
 impl<'a> Record<'a> {
-    pub(super) fn new(name: &'a Arc<str>, operation: &'static str) -> Self {
-        let attempts = AtomicU32::new(0);
-        let outcome = CallOutcome::Cancelled;
-        Self { name, operation, started: Instant::now(), attempts, outcome }
+    pub(super) fn new(name: &'a Arc<str>, call: &Call, time: Duration) -> Self {
+        let started = Instant::now();
+        let deadline = call.deadline.unwrap_or_else(|| Deadline::at(later(started, time)));
+        Self {
+            name,
+            operation: call.operation,
+            idempotent: call.idempotent,
+            started,
+            deadline: deadline.inherited(),
+            attempts: AtomicU32::new(0),
+            outcome: CallOutcome::Cancelled,
+        }
     }
 
     pub(super) fn attempts(&self) -> u32 {

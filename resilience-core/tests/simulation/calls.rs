@@ -35,8 +35,6 @@ pub(crate) struct CallLedger {
     /// Whether an attempt that has ended may have been executed.
     may_have_run: bool,
     executed: u32,
-    /// Whether the call's deadline cut off an attempt.
-    cut_off: bool,
     pub(crate) fell_back: bool,
     /// Whether a pipeline within the last attempt spent all its attempts and failed.
     inner_spent: bool,
@@ -86,7 +84,6 @@ impl CallLedger {
             reported: None,
             may_have_run: false,
             executed: 0,
-            cut_off: false,
             fell_back: false,
             inner_spent: false,
         }
@@ -255,7 +252,6 @@ impl Judge<'_> {
             known.last = Some(Last { own_trouble, retry_after });
             self.reached.note(Cell::AttemptTimedOut);
         } else {
-            known.cut_off = true;
             self.reached.note(Cell::AttemptCutByDeadline);
         }
         self.attempt_ended(at, call, number, Effect::Perhaps);
@@ -317,9 +313,8 @@ impl Judge<'_> {
             format!("draining: {}, and the call came to {end:?}", known.draining)
         })?;
         let says_not_executed = end == End::Inner { not_executed: true };
-        // It speaks of the attempt that it came from, not of a later one that the deadline cut off.
-        let speaks_of_all = known.kind == Kind::Write && !known.cut_off;
-        require(7, !(says_not_executed && speaks_of_all && known.executed > 0), || {
+        let write = known.kind == Kind::Write;
+        require(7, !(says_not_executed && write && known.executed > 0), || {
             "the error says that the write was not executed, but it was".to_owned()
         })?;
         let outcome = known.reported.map(|(outcome, _)| outcome);
@@ -332,7 +327,7 @@ impl Judge<'_> {
                 CallOutcome::CallerError | CallOutcome::ServiceError | CallOutcome::LocalError
             ),
             (End::AttemptTimeout | End::DeadlineExceeded, Some(outcome)) => {
-                outcome == CallOutcome::Timeout
+                matches!(outcome, CallOutcome::Timeout | CallOutcome::LocalError)
             }
             (End::CircuitOpen, Some(outcome)) => outcome == CallOutcome::CircuitOpen,
             (End::BulkheadFull | End::Draining, Some(outcome)) => outcome == CallOutcome::Rejected,
@@ -342,10 +337,8 @@ impl Judge<'_> {
 
         let failed = end != End::Value;
         let spent = failed && laws.max_retries > 0 && known.attempts > laws.max_retries;
-        let cut_off = known.cut_off;
         if let Some(outer) = known.around {
             self.calls[outer].inner_spent |= spent;
-            self.calls[outer].cut_off |= cut_off;
         }
         let known = &self.calls[call];
         let inner = matches!(end, End::Inner { .. });

@@ -8,10 +8,11 @@ use fastrand::Rng;
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Case {
     Any,
-    /// No service ever fails, but there are not enough places for all calls, and this process has trouble.
+    /// No service ever fails, but there are not enough places for all calls, which are in a hurry. None is repeated:
+    /// one with little left after a wait to retry says as much of its service as any other.
     Crowded,
-    /// No service ever fails, but this process stands still now and then, and has other trouble. Calls have all the
-    /// time there is: one with little left after a standstill says as much of its service as any other.
+    /// No service ever fails, but this process stands still now and then, and has other trouble. For the same reason
+    /// calls have all the time there is.
     Stalling,
 }
 
@@ -64,14 +65,15 @@ impl ServiceLaws {
         // Within less than two beats of this process's heart, its standstills cannot be told from silence.
         let shortest = if innocent { 300 } else { 40 };
         let attempt_timeout = millis(rng, shortest, shortest + 560);
-        let bulkhead = (rng.u8(..3) > 0).then(|| (rng.usize(1..6), millis(rng, 0, 400)));
-        let (max_retries, max_delay) = (rng.u32(..5), millis(rng, 20, 500));
+        let bulkhead = match case {
+            Case::Crowded => Some((rng.usize(1..3), millis(rng, 200, 1_500))),
+            _ => (rng.u8(..3) > 0).then(|| (rng.usize(1..6), millis(rng, 0, 400))),
+        };
+        let max_retries = if case == Case::Crowded { 0 } else { rng.u32(..5) };
         let deadline = match case {
             Case::Any => millis(rng, 100, 3_000),
-            Case::Crowded => {
-                let waits = max_delay + bulkhead.map_or(Duration::ZERO, |(_, wait)| wait);
-                (attempt_timeout * rng.u32(2..4) + waits * max_retries) * 2
-            }
+            // Half of it, where there is a fallback, is time enough for a call that has not waited long.
+            Case::Crowded => attempt_timeout.mul_f64(1.0 + rng.f64()),
             Case::Stalling => Duration::from_secs(1_200),
         };
         Self {
@@ -79,7 +81,7 @@ impl ServiceLaws {
             deadline,
             attempt_timeout,
             max_retries,
-            max_delay,
+            max_delay: millis(rng, 20, 500),
             budget: (rng.u8(..3) > 0).then(|| rng.usize(..2)),
             breaker: (rng.u8(..6) > 0).then(|| BreakerLaws::draw(rng)),
             bulkhead,

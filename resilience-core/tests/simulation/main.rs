@@ -60,7 +60,7 @@ fn play(seed: u64, hostile: bool) -> (Trace, Laws) {
             drops: if innocent { 0.0 } else { [0.0, 0.003, 0.02][rng.usize(..3)] },
             slow_steps: [0.0, 0.1, 0.5][rng.usize(..3)],
             timer_turns: [0.0, 0.1, 0.5][rng.usize(..3)],
-            reads_first: innocent,
+            reads_first: rng.bool(),
         };
         let (scene, laws) = Scene::draw(&mut rng, case);
         trace::begin(scene.breakers(), hostile);

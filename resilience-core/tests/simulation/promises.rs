@@ -10,6 +10,9 @@ use crate::laws::{Laws, ServiceLaws};
 use crate::ledger::{Effect, Holder, Ledger};
 use crate::trace::{Fact, Trace};
 
+/// For as long after a standstill this process may still count itself as standing: its heart beats ten times a second.
+const AFTERMATH: Duration = Duration::from_millis(200);
+
 /// A promise that was not kept, by its number in the list of promises.
 #[derive(Debug)]
 pub(crate) struct Broken {
@@ -48,6 +51,8 @@ pub(crate) struct Judge<'a> {
     /// Each drain that has begun: its service, its deadline, and whether it still runs.
     pub(crate) drains: Vec<(usize, Duration, bool)>,
     pub(crate) dropped: Vec<usize>,
+    /// Until when this process last stood still.
+    pub(crate) stalled_until: Option<Duration>,
     pub(crate) reached: Coverage,
 }
 
@@ -70,6 +75,7 @@ impl<'a> Judge<'a> {
             budgets: vec![Spending::default(); laws.budgets.len()],
             drains: Vec::new(),
             dropped: Vec::new(),
+            stalled_until: None,
             reached: Coverage::default(),
         }
     }
@@ -94,7 +100,8 @@ impl<'a> Judge<'a> {
                 Ok(())
             }
             Fact::Attempted { call, number, deadline, generation } => {
-                self.attempted(at, call, Running { number, deadline, stalled: false }, generation)
+                let stalled = self.stalled_until.is_some_and(|until| at < until + AFTERMATH);
+                self.attempted(at, call, Running { number, deadline, stalled }, generation)
             }
             Fact::Executed { call } => self.executed(call),
             Fact::Answered { call, number, answer } => {
@@ -166,7 +173,8 @@ impl<'a> Judge<'a> {
                 self.reached.note_if(state == CircuitState::HalfOpen, Cell::RefusedHalfOpen);
                 Ok(())
             }
-            Fact::Stalled { .. } => {
+            Fact::Stalled { by } => {
+                self.stalled_until = Some(at + by);
                 self.stalled();
                 Ok(())
             }

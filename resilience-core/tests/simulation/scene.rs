@@ -73,7 +73,7 @@ impl Scene {
             permits: Cell::default(),
             forgotten: RefCell::default(),
         });
-        scene.people(rng, innocent);
+        scene.people(rng, case);
         (scene, laws)
     }
 
@@ -82,7 +82,9 @@ impl Scene {
     }
 
     /// Spawns everybody who will call.
-    fn people(self: &Rc<Self>, rng: &mut Rng, innocent: bool) {
+    fn people(self: &Rc<Self>, rng: &mut Rng, case: Case) {
+        let innocent = case != Case::Any;
+        let herds = if case == Case::Crowded { 2 } else { 50 };
         let services = self.services.len();
         for _ in 0..rng.usize(20..60) {
             let service = rng.usize(..services);
@@ -93,7 +95,7 @@ impl Scene {
                 service,
                 kind: [Kind::Read, Kind::Write, Kind::WriteIdempotent][rng.usize(..3)],
                 // In herds, so that they meet.
-                start: Duration::from_millis(rng.u64(..50) * 100 + rng.u64(..20)),
+                start: Duration::from_millis(rng.u64(..herds) * 100 + rng.u64(..20)),
                 deadline: maybe(rng, 4, 0, 1_500),
                 scope: maybe(rng, 6, 1, 2_000),
                 fallback: (rng.u8(..4) == 0).then(|| draw_fallback(rng)),

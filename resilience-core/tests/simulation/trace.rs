@@ -253,6 +253,9 @@ pub(crate) fn time_of(instant: Instant) -> Duration {
     with(|recorder| instant.saturating_duration_since(recorder.begun)).unwrap_or_default()
 }
 
+/// The task that looks while none is ready.
+pub(crate) const NOBODY: usize = usize::MAX;
+
 /// Says which task runs from here on.
 pub(crate) fn enter_task(task: usize) {
     with(|recorder| recorder.task = task);

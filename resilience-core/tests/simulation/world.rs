@@ -210,7 +210,7 @@ impl World {
         if self.anything_ready() {
             return;
         }
-        trace::enter_task(usize::MAX);
+        trace::enter_task(trace::NOBODY);
         record(Fact::Idle);
         let woken = poll_fn(|cx| {
             let mut inner = self.ready.inner.lock().unwrap_or_else(PoisonError::into_inner);

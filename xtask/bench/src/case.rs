@@ -76,7 +76,7 @@ impl Subject {
     ) -> Self {
         Self::new(name, move |times| {
             for i in 0..times {
-                black_box(operation(black_box(i)));
+                black_box(&operation(black_box(i)));
             }
         })
     }
@@ -88,7 +88,7 @@ impl Subject {
     ) -> Self {
         Self::new(name, move |times| {
             for i in 0..times {
-                black_box(drive(operation(black_box(i))));
+                black_box(&drive(operation(black_box(i))));
             }
         })
     }
@@ -103,7 +103,7 @@ impl Subject {
         Self::new(name, move |times| {
             let mut service = service.lock().expect("cloning does not panic").clone();
             for i in 0..times {
-                black_box(drive(operation(&mut service, black_box(i))));
+                black_box(&drive(operation(&mut service, black_box(i))));
             }
         })
     }

@@ -17,10 +17,12 @@ struct Scenario {
     name: &'static str,
     /// What is right.
     right: &'static str,
-    ours: fn() -> Seen,
+    ours: Run,
     /// The same on the peer; `None` where it is not in Rust.
-    peer: Option<(&'static str, fn() -> Seen)>,
+    peer: Option<(&'static str, Run)>,
 }
+
+type Run = fn() -> Seen;
 
 /// What happened.
 struct Seen {

@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use resilience_core::{
     AnyError, Bulkhead, Call, CallError, Load, LoadShedder, Pipeline, Prioritizer, Priority,
+    RateLimiter,
 };
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -44,8 +45,9 @@ const SURGING: Range<u32> = 20..80;
 /// Every case.
 #[must_use]
 pub fn run(seed: u64) -> Vec<Row> {
-    let cases: [(&str, Make, [Target; 2]); 3] = [
+    let cases: [(&str, Make, [Target; 2]); 4] = [
         ("nothing", nothing, [Target::None; 2]),
+        ("token bucket of 200 a second", token_bucket, [Target::None; 2]),
         ("fixed bulkhead", bulkhead, [Target::None; 2]),
         (
             "bulkhead, shedding by priority",
@@ -69,6 +71,7 @@ pub fn run(seed: u64) -> Vec<Row> {
 
 /// What stands before the service.
 struct Layers {
+    limiter: Option<RateLimiter>,
     shedder: Option<LoadShedder>,
     pipeline: Pipeline,
 }
@@ -77,7 +80,13 @@ type Make = fn() -> Layers;
 
 fn nothing() -> Layers {
     let pipeline = Pipeline::builder("service").deadline(SECOND).build();
-    Layers { shedder: None, pipeline: pipeline.expect("the settings are valid") }
+    Layers { limiter: None, shedder: None, pipeline: pipeline.expect("the settings are valid") }
+}
+
+/// As many a second as the service can do, whoever comes first.
+fn token_bucket() -> Layers {
+    let limiter = RateLimiter::builder("service", 200, SECOND).burst(10).build();
+    Layers { limiter: Some(limiter.expect("the settings are valid")), ..nothing() }
 }
 
 fn bulkhead() -> Layers {
@@ -86,7 +95,7 @@ fn bulkhead() -> Layers {
 
 fn behind(bulkhead: Bulkhead) -> Layers {
     let pipeline = Pipeline::builder("service").deadline(SECOND).bulkhead(bulkhead).build();
-    Layers { shedder: None, pipeline: pipeline.expect("the settings are valid") }
+    Layers { limiter: None, shedder: None, pipeline: pipeline.expect("the settings are valid") }
 }
 
 fn shedding() -> Layers {
@@ -151,7 +160,10 @@ impl World {
     }
 
     async fn serve(&self, kind: Kind) -> bool {
-        let Layers { shedder, pipeline } = &self.layers;
+        let Layers { limiter, shedder, pipeline } = &self.layers;
+        if limiter.as_ref().is_some_and(|limiter| limiter.try_acquire().is_err()) {
+            return false;
+        }
         let priority = match kind {
             Kind::High => Priority::High,
             Kind::Low => Priority::Low,

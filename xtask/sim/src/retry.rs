@@ -136,7 +136,9 @@ fn without(retry: RetryPolicy) -> Pipeline {
 }
 
 /// The default one, and one that opens at the failure rate at which the published one stops retries.
-const BREAKERS: [(&str, fn() -> CircuitBreaker); 2] = [
+type Case = (&'static str, fn() -> CircuitBreaker);
+
+const BREAKERS: [Case; 2] = [
     ("a breaker each, 5 in a row", || CircuitBreaker::new("service")),
     ("a breaker each, 10 %", || {
         let breaker = CircuitBreaker::builder("service").without_fail_max().failure_rate(0.1);

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use aws_smithy_async::time::{SharedTimeSource, TimeSource};
 use aws_smithy_runtime::client::retries::strategy::StandardRetryStrategy;
@@ -189,9 +189,11 @@ struct WallClock {
     seconds: Arc<AtomicU64>,
 }
 
+#[expect(clippy::disallowed_types, reason = "the peer reads the wall clock")]
 impl TimeSource for WallClock {
-    fn now(&self) -> SystemTime {
-        SystemTime::UNIX_EPOCH + Duration::from_secs(self.seconds.load(Ordering::Relaxed))
+    fn now(&self) -> std::time::SystemTime {
+        std::time::SystemTime::UNIX_EPOCH
+            + Duration::from_secs(self.seconds.load(Ordering::Relaxed))
     }
 }
 

@@ -1,0 +1,136 @@
+//! Fear: settings that contradict each other, or hardly do what was meant, and nobody is told.
+
+use std::io::Write;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use resilience_core::{
+    AdaptiveLimit, AnyError, Bulkhead, Call, CircuitBreaker, InvalidSetting, Pipeline,
+    PipelineBuilder, RetryPolicy, Throttle, Timeout, Unwise,
+};
+use tracing_subscriber::fmt::MakeWriter;
+
+#[derive(Debug, thiserror::Error)]
+#[error("refused")]
+struct Refused;
+
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl Log {
+    /// How many lines have all of `parts`.
+    fn lines_with(&self, parts: &[&str]) -> usize {
+        let text = String::from_utf8(self.0.lock().unwrap().clone()).unwrap();
+        text.lines().filter(|line| parts.iter().all(|part| line.contains(part))).count()
+    }
+}
+
+impl Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+impl MakeWriter<'_> for Log {
+    type Writer = Self;
+
+    fn make_writer(&self) -> Self {
+        self.clone()
+    }
+}
+
+fn retrying(name: &'static str) -> Pipeline {
+    Pipeline::builder(name).retry(RetryPolicy::default()).build().unwrap()
+}
+
+#[tokio::test(start_paused = true)]
+async fn each_unwise_setting_is_told_once_by_its_name_and_listed() {
+    let log = Log::default();
+    let subscriber = tracing_subscriber::fmt()
+        .with_env_filter("shared_external=warn")
+        .with_ansi(false)
+        .with_writer(log.clone())
+        .finish();
+    let guard = tracing::subscriber::set_default(subscriber);
+    let (outer, inner) = (retrying("outer"), retrying("inner"));
+    let wide = Pipeline::builder("wide")
+        .deadline(Duration::from_secs(30))
+        .bulkhead(Bulkhead::new("wide", 11, Duration::ZERO).unwrap())
+        .pool_size(10)
+        .build()
+        .unwrap();
+    let learned = Pipeline::builder("learned")
+        .deadline(Duration::from_secs(20))
+        .timeout(Timeout::learned().build().unwrap())
+        .build()
+        .unwrap();
+    assert!(outer.unwise().is_empty());
+    for _ in 0..3 {
+        wide.run(Call::read(), &AnyError, |_| async { Ok::<_, Refused>(1) }).await.unwrap();
+        // Not only once it is too late: a call that goes well tells too.
+        let nested = |_| inner.run(Call::read(), &AnyError, |_| async { Ok::<_, Refused>(1) });
+        outer.run(Call::read(), &AnyError, nested).await.unwrap();
+    }
+    drop(guard);
+    let reaches = Unwise::AttemptTimeoutReachesDeadline;
+    assert_eq!(wide.unwise(), [reaches, Unwise::BulkheadWiderThanPool]);
+    assert_eq!(learned.unwise(), [reaches]);
+    assert_eq!((inner.unwise(), outer.unwise()), (vec![], vec![Unwise::NestedRetries]));
+    for (pipeline, word) in [
+        ("wide", "attempt_timeout_reaches_deadline"),
+        ("wide", "bulkhead_wider_than_pool"),
+        ("learned", "attempt_timeout_reaches_deadline"),
+        ("outer", "nested_retries"),
+    ] {
+        let name = format!("name={pipeline} ");
+        let told = log.lines_with(&["WARN shared_external::pipeline", &name, word]);
+        assert_eq!(told, 1, "{word} of {pipeline}");
+    }
+    assert_eq!(log.lines_with(&[]), 4);
+}
+
+#[tokio::test(start_paused = true)]
+async fn settings_that_are_wise_are_told_nothing() {
+    let exact = Pipeline::builder("exact")
+        .deadline(Duration::from_secs(31))
+        .bulkhead(Bulkhead::new("exact", 10, Duration::ZERO).unwrap())
+        .pool_size(10)
+        .build()
+        .unwrap();
+    let (once, inner) = (Pipeline::builder("once").build().unwrap(), retrying("inner"));
+    let nested = |_| inner.run(Call::read(), &AnyError, |_| async { Ok::<_, Refused>(1) });
+    once.run(Call::read(), &AnyError, nested).await.unwrap();
+    assert_eq!((exact.unwise(), once.unwise()), (vec![], vec![]));
+}
+
+#[test]
+fn what_contradicts_itself_cannot_be_built() {
+    let refused = |builder: PipelineBuilder| -> InvalidSetting { builder.build().unwrap_err() };
+    let zero = refused(Pipeline::builder("zero").deadline(Duration::ZERO));
+    assert_eq!(zero.field, "deadline");
+    let zero = refused(Pipeline::builder("zero").attempt_timeout(Duration::ZERO));
+    assert_eq!(zero.field, "attempt_timeout");
+    let guards = Pipeline::builder("guards").breaker(CircuitBreaker::new("hard"));
+    let guards = refused(guards.throttle(Throttle::new("soft")));
+    let limits =
+        Pipeline::builder("limits").bulkhead(Bulkhead::new("fixed", 1, Duration::ZERO).unwrap());
+    let limits = refused(limits.adaptive_limit(AdaptiveLimit::builder("moving").build().unwrap()));
+    for (error, field, both, cure) in [
+        (guards, "throttle", ["hard", "soft"], "a breaker or a throttle, not both"),
+        (
+            limits,
+            "adaptive_limit",
+            ["fixed", "moving"],
+            "a bulkhead or an adaptive limit, not both",
+        ),
+    ] {
+        let text = error.to_string();
+        assert_eq!(error.field, field);
+        assert!(both.iter().all(|name| text.contains(name)) && text.contains(cure), "{text}");
+    }
+}
