@@ -266,7 +266,7 @@ impl CircuitBreaker {
 
     fn admit_at(&self, now: Instant) -> Result<Pass, Duration> {
         let admission = self.shared.circuit.admit(now);
-        for transition in admission.transitions {
+        for transition in admission.transitions.into_iter().flatten() {
             self.announce(transition);
         }
         admission.decision

@@ -102,11 +102,11 @@ impl Pass {
     }
 }
 
-/// What `admit` decided, and the transitions that led to it: an open circuit may become half-open,
-/// and a half-open one whose probe vanished may open and become half-open again.
+/// What `admit` decided, and the transitions that led to it: a half-open circuit whose probe vanished
+/// opens, and an open one may become half-open.
 pub(crate) struct Admission {
     pub(crate) decision: Result<Pass, Duration>,
-    pub(crate) transitions: Vec<Transition>,
+    pub(crate) transitions: [Option<Transition>; 2],
 }
 
 /// A circuit as it is at one moment.
@@ -212,10 +212,10 @@ impl Circuit {
     pub(crate) fn admit(&self, now: Instant) -> Admission {
         let word = self.load();
         if word.passes() {
-            return Admission { decision: Ok(self.pass(word, now)), transitions: Vec::new() };
+            return Admission { decision: Ok(self.pass(word, now)), transitions: [None; 2] };
         }
         let mut slow = self.lock();
-        let mut transitions = Vec::new();
+        let mut transitions = [None; 2];
         let decision = loop {
             let word = self.load();
             match word.state() {
@@ -228,11 +228,11 @@ impl Circuit {
                 CircuitState::ForcedOpen => break Err(slow.settings.reset_timeout),
                 CircuitState::Open if now < slow.open_until => break Err(slow.open_until - now),
                 CircuitState::Open => {
-                    transitions.push(self.enter(&mut slow, CircuitState::HalfOpen, now));
+                    transitions[1] = Some(self.enter(&mut slow, CircuitState::HalfOpen, now));
                 }
                 CircuitState::HalfOpen => {
                     if let Some(lost) = slow.first_expiry().filter(|expires| *expires <= now) {
-                        transitions.push(self.enter(&mut slow, CircuitState::Open, lost));
+                        transitions[0] = Some(self.enter(&mut slow, CircuitState::Open, lost));
                     } else if slow.probes.len() < slow.settings.half_open_max_calls as usize {
                         let mark = slow.issue_probe(now);
                         break Ok(Pass::new(word.generation(), Kind::Probe, mark));
