@@ -281,8 +281,6 @@ impl Layers {
             limiter.acquire(record.deadline).await.map_err(refused)?;
             now = Instant::now();
         }
-        // Not before: what is turned away here earns those who are let in no retries.
-        self.deposit();
         let result = match self.hedge.as_ref().filter(|_| record.idempotent) {
             None => self.attempts(now, classifier, operation, record).await,
             // Boxed: a call that is not hedged need not have room for one that is.
@@ -320,7 +318,8 @@ impl Layers {
         hedge.race(&self.name, Some(record.deadline), attempts, standing).await
     }
 
-    /// Notes one call with whatever pays for its retries and hedges.
+    /// Notes one call that has come to an attempt with whatever pays for its retries and hedges. One that
+    /// was refused before that earns the others none.
     fn deposit(&self) {
         self.retry.deposit();
         if let Some(hedge) = self.hedge.as_ref().filter(|_| self.hedge_pays_itself) {

@@ -143,6 +143,9 @@ impl Layers {
         let setting = self.timeout.current();
         let until = Deadline::at(later(now, setting)).min(record.deadline);
         let attempt = Attempt { number: record.next_attempt(), deadline: until };
+        if attempt.number == 1 {
+            self.deposit();
+        }
         let limit = until.remaining_at(now);
         tracing::debug!(target: "shared_external::pipeline", name = %self.name, operation = record.operation, attempt = attempt.number, ?limit, "attempt");
         let mut work = pin!(Some(Limited::new(
