@@ -277,6 +277,18 @@ fn the_end_of_a_lease_and_the_answer_decide_once() {
 }
 
 #[test]
+fn an_answer_after_its_lease_closes_nothing() {
+    explore(|| {
+        let (world, probe) = World::half_open(|_| {});
+        let answer = move |world: &Arc<World>| world.settle(probe, Success, RESET + LEASE);
+        let ask = |world: &Arc<World>| world.admit(RESET + LEASE);
+        let (_, admitted) = race(&world, answer, ask);
+        assert_eq!(admitted, None);
+        assert_eq!((world.word().state(), world.word().generation()), (CircuitState::Open, 3));
+    });
+}
+
+#[test]
 fn probes_that_succeed_close_the_circuit_and_one_that_fails_opens_it() {
     explore(|| {
         let (world, first) = World::half_open(|settings| {
