@@ -83,12 +83,19 @@ fn a_process_that_was_stopped_blames_no_service() {
 
     let broken = traffic.broken.lock().unwrap_or_else(PoisonError::into_inner);
     assert!(broken.is_empty(), "asked while the service ran:\n{}", broken.join("\n"));
-    assert!(traffic.across.load(Ordering::Relaxed) > 0, "nothing was in flight: there was no fault");
+    assert!(
+        traffic.across.load(Ordering::Relaxed) > 0,
+        "nothing was in flight: there was no fault"
+    );
     let circuits = app.client().get("/health/circuit-breakers").expect("the circuits");
     let circuits: BTreeMap<String, Value> =
         serde_json::from_str(&circuits.body).expect("an object by name");
     let metrics = app.client().get("/metrics").expect("metrics").body;
-    for l in metrics.lines() { if (l.contains("error_type") && l.contains("_count")) || l.starts_with("resilience_") { println!("{l}"); } }
+    for l in metrics.lines() {
+        if (l.contains("error_type") && l.contains("_count")) || l.starts_with("resilience_") {
+            println!("{l}");
+        }
+    }
     println!("across {}", traffic.across.load(Ordering::Relaxed));
     assert_eq!(circuits.len(), Service::ALL.len());
     for (name, circuit) in &circuits {
@@ -111,7 +118,11 @@ fn a_process_that_was_stopped_blames_no_service() {
     ] {
         println!("{name} {}", sum(&metrics, name));
     }
-    for l in metrics.lines() { if (l.contains("error_type") && l.contains("_count")) || l.starts_with("resilience_") { println!("{l}"); } }
+    for l in metrics.lines() {
+        if (l.contains("error_type") && l.contains("_count")) || l.starts_with("resilience_") {
+            println!("{l}");
+        }
+    }
     println!("across {}", traffic.across.load(Ordering::Relaxed));
 }
 
@@ -220,9 +231,8 @@ fn detailed(app: &App) -> Value {
 
 /// The sum of all series of the counter `name`; without any, 0.
 fn sum(metrics: &str, name: &str) -> f64 {
-    let of_name = |line: &&str| {
-        line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' ']))
-    };
+    let of_name =
+        |line: &&str| line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' ']));
     let value = |line: &str| line.rsplit(' ').next().and_then(|value| value.parse::<f64>().ok());
     metrics.lines().filter(of_name).filter_map(value).sum()
 }
