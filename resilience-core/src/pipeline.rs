@@ -194,6 +194,33 @@ impl Pipeline {
         result
     }
 
+    /// [`run`](Self::run), and when the service cannot be had, `value`. It takes no time, so the
+    /// primary has all there is.
+    ///
+    /// # Errors
+    ///
+    /// The refusal, where the service refused the request: that is no case for a fallback.
+    ///
+    /// # Cancel safety
+    ///
+    /// That of [`run`](Self::run).
+    pub async fn run_or_value<T, E, F, Fut>(
+        &self,
+        call: Call,
+        classifier: &impl Classify<E>,
+        operation: F,
+        value: T,
+    ) -> Result<T, CallError<E>>
+    where
+        F: FnMut(Attempt) -> Fut,
+        Fut: Future<Output = Result<T, E>>,
+    {
+        match self.run(call, classifier, operation).await {
+            Err(error) if error.is_unavailable() => Ok(value),
+            result => result,
+        }
+    }
+
     /// [`run`](Self::run), and when the service cannot be had, `fallback`. The primary gets half of
     /// the time there is, so that both end by the deadline: a fallback that does not is cut off.
     ///
