@@ -58,7 +58,7 @@ async fn connections_that_ended_unheard_fail_no_call() {
 async fn what_is_cut_off_by_a_standstill_opens_no_breaker() {
     let server = RedisServer::start(&[]).await;
     let redis = manager(&server);
-    // First while they connect, then between the first reply, which is there afterwards, and the second.
+    // First while they connect, then with a command on its way: its reply may be read late, but is read.
     for warm in [false, true] {
         let calls = five(&redis);
         while redis.status().in_use == 0 {
@@ -66,7 +66,7 @@ async fn what_is_cut_off_by_a_standstill_opens_no_breaker() {
         }
         block(Duration::from_secs(2));
         let answers = calls.join_all().await;
-        assert!(answers.iter().any(Result::is_err), "nothing was cut off (warm: {warm})");
+        assert!(warm || answers.iter().any(Result::is_err), "nothing was cut off");
         let seen = redis.breaker().snapshot();
         assert_eq!((seen.state, seen.calls.failure), (CircuitState::Closed, 0));
         assert!(five(&redis).join_all().await.iter().all(Result::is_ok));
