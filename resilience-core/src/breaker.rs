@@ -193,7 +193,7 @@ impl CircuitBreaker {
 
     /// Other rules from now on. State, generation and failures in a row stay as they are; a circuit
     /// that is open stays so for the new timeout, counted from when it opened; a window of another
-    /// kind or size begins empty.
+    /// kind or size begins empty; a recovery takes the new time since it began, or ends if there is none.
     ///
     /// # Errors
     ///
@@ -266,7 +266,7 @@ impl CircuitBreaker {
 
     fn admit_at(&self, now: Instant) -> Result<Pass, Duration> {
         let admission = self.shared.circuit.admit(now);
-        for transition in admission.transitions {
+        for transition in admission.transitions.into_iter().flatten() {
             self.announce(transition);
         }
         admission.decision
@@ -280,6 +280,11 @@ impl CircuitBreaker {
         if let Some(transition) = self.shared.circuit.settle(pass, outcome, Instant::now) {
             self.announce(transition);
         }
+    }
+
+    /// Lets the time of an attempt begin `now`.
+    pub(crate) fn restart(&self, pass: &mut Pass, now: Instant) {
+        self.shared.circuit.restart(pass, now);
     }
 
     fn force(&self, state: CircuitState) {

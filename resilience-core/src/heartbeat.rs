@@ -93,31 +93,37 @@ impl Standstill {
 
 /// Begins to beat on this runtime, if it does not yet.
 pub(crate) fn start() {
-    nearest();
+    nearest(|runtime| Some(heart_of(runtime)));
 }
 
 /// Whether an attempt that began at `since` and ended `now`, or was given `limit`, had so little of
 /// its time taken by this process that its end speaks of the service.
+///
+/// It starts no heart: a runtime without timers must not have one.
 pub(crate) fn was_fair(since: Instant, now: Instant, limit: Duration) -> bool {
-    let most = limit / FAIR_SHARE;
+    // Less than a beat may be late is no standstill, though a longer one may have come before it: a runtime
+    // that nobody drove until this attempt has had no chance to beat.
+    let most = TOLERANCE.max(limit / FAIR_SHARE);
     // Where one task alone was held up, the runtime goes on beating, but the end comes late.
     let late = now.saturating_duration_since(later(since, limit));
-    late <= most.max(TOLERANCE) && stood_still(since, now) <= most
+    late <= most && stood_still(since, now) <= most
 }
 
 /// How much of the time from `since` to `now` this process stood still.
 pub(crate) fn stood_still(since: Instant, now: Instant) -> Duration {
-    nearest().map_or(Duration::ZERO, |heart| heart.lock().stood_still(since, now))
+    let known = nearest(|runtime| hearts().get(&runtime.id()).cloned());
+    known.map_or(Duration::ZERO, |heart| heart.lock().stood_still(since, now))
 }
 
-fn nearest() -> Option<Arc<Heart>> {
+/// The heart of this runtime, known to this thread or found by `find`.
+fn nearest(find: impl FnOnce(&Handle) -> Option<Arc<Heart>>) -> Option<Arc<Heart>> {
     // Outside a runtime nothing can wait, so nothing can be late.
     let runtime = Handle::try_current().ok()?;
     let id = runtime.id();
     NEAREST.with_borrow_mut(|nearest| match nearest {
         Some((known, heart)) if *known == id => Some(Arc::clone(heart)),
         _ => {
-            let heart = heart_of(&runtime);
+            let heart = find(&runtime)?;
             *nearest = Some((id, Arc::clone(&heart)));
             Some(heart)
         }
@@ -221,7 +227,7 @@ mod tests {
         sleep(3600 * 1000 * MS).await;
         assert!(!standstill.excuses());
         assert_eq!(standstill.time(), Duration::ZERO);
-        assert_eq!(nearest().unwrap().lock().standstills.len(), 0);
+        assert_eq!(nearest(|_| None).unwrap().lock().standstills.len(), 0);
     }
 
     #[tokio::test(start_paused = true)]
@@ -230,7 +236,8 @@ mod tests {
         sleep(50 * MS).await;
         let since = Instant::now();
         tokio::time::advance(2050 * MS).await;
-        let stood_still = || nearest().unwrap().lock().stood_still(since, since + 2050 * MS);
+        let stood_still =
+            || nearest(|_| None).unwrap().lock().stood_still(since, since + 2050 * MS);
         assert_eq!(stood_still(), 2000 * MS);
         sleep(1000 * MS).await;
         assert_eq!(stood_still(), 2000 * MS);

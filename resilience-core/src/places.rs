@@ -8,18 +8,21 @@
 //! taking that one out of the queue, in one step; so one who leaves the queue and is no longer found in
 //! it has a place to pass on.
 
+#[cfg(all(test, circuit_models))]
+mod models;
+
 use std::collections::VecDeque;
 use std::future::Future;
 use std::mem;
 use std::ops::Deref;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use tokio::time::timeout_at;
 
+use crate::sync::{AtomicU32, AtomicU64, Mutex, MutexGuard, Ordering, PoisonError};
 use crate::{Deadline, FullReason, InvalidSetting, Rejections};
 
 /// One more in the queue; those in flight are counted below it.

@@ -1,12 +1,12 @@
 //! The atomics and the lock of the state machines, in one place so that a model checker can stand in for them.
 
 #[cfg(not(circuit_models))]
-pub(crate) use std::sync::atomic::{AtomicU64, Ordering};
+pub(crate) use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 #[cfg(not(circuit_models))]
 pub(crate) use std::sync::{Mutex, MutexGuard, PoisonError};
 
 #[cfg(circuit_models)]
-pub(crate) use loom::sync::atomic::Ordering;
+pub(crate) use loom::sync::atomic::{AtomicU32, Ordering};
 #[cfg(circuit_models)]
 pub(crate) use loom::sync::{Mutex, MutexGuard};
 #[cfg(circuit_models)]
@@ -32,7 +32,7 @@ mod modelled {
     use loom::sync::atomic::{self, Ordering};
 
     /// loom's, but for the plain store. Of that loom 0.7 believes that it can come between the two
-    /// halves of another thread's read-modify-write (its issue 254); of a swap it does not.
+    /// halves of another thread's read-modify-write, which none can; of a swap it does not.
     #[derive(Debug)]
     pub(crate) struct AtomicU64(atomic::AtomicU64);
 
@@ -49,6 +49,26 @@ mod modelled {
         #[track_caller]
         pub(crate) fn store(&self, value: u64, order: Ordering) {
             self.0.swap(value, order);
+        }
+
+        #[track_caller]
+        pub(crate) fn fetch_add(&self, value: u64, order: Ordering) -> u64 {
+            self.0.fetch_add(value, order)
+        }
+
+        #[track_caller]
+        pub(crate) fn fetch_sub(&self, value: u64, order: Ordering) -> u64 {
+            self.0.fetch_sub(value, order)
+        }
+
+        #[track_caller]
+        pub(crate) fn try_update(
+            &self,
+            success: Ordering,
+            failure: Ordering,
+            change: impl FnMut(u64) -> Option<u64>,
+        ) -> Result<u64, u64> {
+            self.0.fetch_update(success, failure, change)
         }
 
         #[track_caller]

@@ -121,7 +121,7 @@ impl Layers {
         Fut: Future<Output = Result<T, E>>,
     {
         in_time(*now, record)?;
-        let permit = self.guard.as_ref().map(Guard::admit).transpose()?;
+        let mut permit = self.guard.as_ref().map(Guard::admit).transpose()?;
         let (asked, mut now) = (now, *now);
         let place = match &self.limit {
             None => None,
@@ -131,6 +131,9 @@ impl Layers {
                     let place = limit.acquire(record.deadline).await.map_err(refused)?;
                     now = Instant::now();
                     in_time(now, record)?;
+                    if let Some(GuardPermit::Breaker(lent)) = &mut permit {
+                        lent.restart(now);
+                    }
                     place
                 }
             }),
@@ -143,9 +146,12 @@ impl Layers {
         let setting = self.timeout.current();
         let until = Deadline::at(later(now, setting)).min(record.deadline);
         let attempt = Attempt { number: record.next_attempt(), deadline: until };
+        if attempt.number == 1 {
+            self.deposit();
+        }
         let limit = until.remaining_at(now);
         tracing::debug!(target: "shared_external::pipeline", name = %self.name, operation = record.operation, attempt = attempt.number, ?limit, "attempt");
-        let mut work = pin!(Limited::new(
+        let mut work = pin!(Some(Limited::new(
             Watched::new(
                 permit,
                 nesting::listen(Within::new(until, async {
@@ -157,10 +163,12 @@ impl Layers {
                 })),
             ),
             until.instant(),
-        ));
-        match work.as_mut().await {
+        )));
+        let ended = work.as_mut().as_pin_mut().expect("it was made just now").await;
+        match ended {
             Some((permit, (Ok(value), inner))) => {
                 settle(permit, Outcome::Success);
+                work.set(None);
                 leave(Outcome::Success);
                 self.hear(inner);
                 if self.timeout.is_learned() {
@@ -177,6 +185,7 @@ impl Layers {
                     }
                 }
                 settle(permit, verdict.blame.outcome());
+                work.set(None);
                 // Of errors, only one that asks for time speaks of load.
                 let asks_for_time =
                     verdict.blame == Blame::Service && verdict.retry_after.is_some();
@@ -189,6 +198,7 @@ impl Layers {
             #[cfg(feature = "chaos")]
             Some((permit, (Err(Struck::Injected(injected)), _))) => {
                 settle(permit, Outcome::Failure);
+                work.set(None);
                 leave(Outcome::Excluded);
                 let verdict = injected.verdict();
                 Err(failed(injected.into(), verdict, None))
@@ -208,7 +218,10 @@ impl Layers {
                     false => Outcome::Failure,
                 };
                 // Settled before the attempt is dropped: its drop must not count as the caller's.
-                settle(work.as_mut().future().take_permit(), outcome);
+                let attempt = work.as_mut().as_pin_mut().expect("it was cut off, not dropped");
+                settle(attempt.future().take_permit(), outcome);
+                // And dropped before its place goes to another: the two must not be there at once.
+                work.set(None);
                 leave(outcome);
                 if !stood_still {
                     self.timeout.record_timeout(limit);
