@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use futures_util::future::join_all;
 use opensearch::cluster::ClusterHealthParts;
-use resilience_core::{Deadline, Health};
+use resilience_core::{Deadline, Health, Standstill};
 use serde::Deserialize;
 use tokio::time::{Instant, timeout_at};
 
@@ -48,7 +48,7 @@ pub(crate) async fn check(nodes: &[Arc<Peer>], deadline: Deadline) -> Health {
 
 /// Asks one node. It answers for itself, without asking the cluster manager, which may be gone.
 pub(crate) async fn look(peer: &Peer, deadline: Deadline) -> Result<Seen, Error> {
-    let started = Instant::now();
+    let (started, standstill) = (Instant::now(), Standstill::watch());
     // As an attempt, so that the requests of a check are not taken for somebody's stray ones.
     let asked = counted(async {
         let cluster = peer.client.cluster();
@@ -60,7 +60,11 @@ pub(crate) async fn look(peer: &Peer, deadline: Deadline) -> Result<Seen, Error>
     };
     let answer = answer.map_err(|error| error.at(&peer.name));
     match &answer {
-        Err(error) if error.speaks_against_the_node() => peer.failed(started, Instant::now()),
+        Err(error) if error.speaks_against_the_node() => {
+            if !standstill.excuses() {
+                peer.failed(started, Instant::now());
+            }
+        }
         Err(_) | Ok(_) => peer.succeeded(started),
     }
     answer

@@ -11,7 +11,7 @@ use futures_util::future::join_all;
 use resilience_core::settings::{ConfigError, Held, Problem};
 use resilience_core::{
     Attempt, Backend, Bulkhead, Call, CallError, CircuitBreaker, Deadline, Drained, Health,
-    HealthCheck, Pipeline, PoolStatus, Replay, RetryPolicy, WatchedEndpoints,
+    HealthCheck, Pipeline, PoolStatus, Replay, RetryPolicy, Standstill, WatchedEndpoints,
 };
 use tokio::runtime::Handle;
 use tokio::time::Instant;
@@ -434,6 +434,7 @@ impl Fate<'_> {
             self.trail.uncertain.store(true, Ordering::Relaxed);
         }
         match error.speaks_against_the_node() {
+            true if Standstill::since(self.started).excuses() => {}
             true => self.peer.failed(self.started, Instant::now()),
             false => self.peer.succeeded(self.started),
         }
@@ -447,7 +448,9 @@ impl Drop for Fate<'_> {
             return;
         }
         self.trail.uncertain.store(true, Ordering::Relaxed);
-        if self.deadline.remaining_at(self.started) >= TOO_SHORT_TO_JUDGE {
+        let had_its_time = self.deadline.remaining_at(self.started) >= TOO_SHORT_TO_JUDGE
+            && !Standstill::since(self.started).excuses();
+        if had_its_time {
             self.peer.failed(self.started, now);
         }
     }

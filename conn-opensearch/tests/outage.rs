@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use conn_opensearch::opensearch::{IndexParts, SearchParts};
 use conn_opensearch::{Error, Node, OpenSearchManager, check, json};
+use futures_util::future::join_all;
 use peer::{Peer, Reply, nobody, poll_n, quick, until, urls};
 use resilience_core::{
     Address, CallError, CircuitState, Deadline, Endpoint, EndpointSet, HealthCheck, HealthStatus,
@@ -90,6 +91,32 @@ async fn a_node_that_dies_is_passed_over_and_comes_back() {
         assert!(Instant::now() < deadline, "the node was forgotten");
         tokio::time::sleep(ms(20)).await;
     }
+}
+
+#[tokio::test]
+async fn no_node_is_passed_over_because_this_process_stood_still() {
+    let (one, two) =
+        (Peer::start(|_, _| Reply::ok(GREEN)).await, Peer::start(|_, _| Reply::ok(GREEN)).await);
+    let config = quick(urls(&[&one, &two])).timeout(ms(500)).max_retries(0).build().unwrap();
+    let manager = OpenSearchManager::connect(config).unwrap();
+    let calls = join_all((0..4).map(|_| manager.read(search)));
+    let looking = manager.check(Deadline::within(ms(500)));
+    let blocking = async {
+        tokio::task::yield_now().await;
+        let until = Instant::now() + ms(1200);
+        while Instant::now() < until {
+            std::hint::spin_loop();
+        }
+    };
+    let (answers, _, ()) = tokio::join!(calls, looking, blocking);
+    assert!(answers.iter().any(Result::is_err), "nothing was cut off");
+    let seen = manager.breaker().snapshot();
+    assert_eq!((seen.state, seen.calls.failure), (CircuitState::Closed, 0));
+    let before = (one.count(), two.count());
+    for _ in 0..4 {
+        manager.read(search).await.unwrap();
+    }
+    assert_eq!((one.count() - before.0, two.count() - before.1), (2, 2));
 }
 
 #[tokio::test]

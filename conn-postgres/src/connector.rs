@@ -4,7 +4,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use resilience_core::{Deadline, Endpoint};
+use resilience_core::{Deadline, Endpoint, Standstill};
 use secrecy::ExposeSecret;
 use sqlx::postgres::{PgConnectOptions, PgSslMode};
 use sqlx::{ConnectOptions, PgConnection};
@@ -76,7 +76,7 @@ impl Connector {
         for (tried, origin) in candidates.iter().enumerate() {
             let hosts_left = u32::try_from(candidates.len() - tried).unwrap_or(u32::MAX);
             let limit = self.connect_timeout.min(deadline.remaining() / hosts_left);
-            let epoch = origin.epoch();
+            let (epoch, standstill) = (origin.epoch(), Standstill::watch());
             match self.open_to(origin, limit, statement_timeout).await {
                 Ok(raw) => {
                     origin.demote(false);
@@ -90,7 +90,9 @@ impl Connector {
                         // Who is refused by name is refused everywhere.
                         break;
                     }
-                    origin.demote(true);
+                    if !standstill.excuses() {
+                        origin.demote(true);
+                    }
                 }
             }
         }

@@ -5,7 +5,9 @@ use std::sync::{Mutex, PoisonError};
 use futures_core::future::BoxFuture;
 use futures_core::stream::BoxStream;
 use futures_util::TryStreamExt;
-use resilience_core::{Attempt, Blame, Call, Classify, Outcome, Permit, Replay, Verdict};
+use resilience_core::{
+    Attempt, Blame, Call, Classify, Outcome, Permit, Replay, Standstill, Verdict,
+};
 use sqlx::postgres::{PgQueryResult, PgRow, PgStatement, PgTypeInfo};
 use sqlx::{Describe, Execute, Executor, Postgres, SqlStr};
 
@@ -50,7 +52,7 @@ impl DatabaseManager {
         Box::pin(sqlx_core::try_stream! {
             let mut conn = self.acquire().await?;
             let permit = self.breaker().try_acquire().map_err(|open| Error::from_call(open.into()))?;
-            let mut permit = Some(permit);
+            let (mut permit, standstill) = (Some(permit), Standstill::watch());
             let failed = {
                 let mut steps = conn.stream(query);
                 loop {
@@ -73,8 +75,8 @@ impl DatabaseManager {
                     let error = conn.track.explain(error);
                     settle(permit, match PgClassifier.verdict(&error).blame {
                         Blame::Caller => Outcome::Success,
-                        Blame::Service => Outcome::Failure,
-                        Blame::Local => Outcome::Excluded,
+                        Blame::Service if !standstill.excuses() => Outcome::Failure,
+                        Blame::Service | Blame::Local => Outcome::Excluded,
                     });
                     Err(error.into())
                 }

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
-use resilience_core::{Deadline, Event, PoolStatus, emit};
+use resilience_core::{Deadline, Event, PoolStatus, Standstill, emit};
 use tokio::sync::{Semaphore, TryAcquireError};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout_at};
@@ -20,6 +20,13 @@ use crate::defaults::LIFETIME_JITTER;
 use crate::error::{Error, Exhausted, Unreachable};
 use crate::session::Session;
 use crate::track::silence;
+
+/// Time for which this process must have stood still for an idle connection to be asked before it is lent:
+/// the end of many at once may have gone by unheard, and each would fail a call.
+const SUSPICIOUS: Duration = Duration::from_secs(1);
+
+/// The longest that such a connection may take to answer.
+const TEST_LIMIT: Duration = Duration::from_secs(1);
 
 /// How often idle connections are looked through at the least, while there are any.
 const LONGEST_REAPER_PERIOD: Duration = Duration::from_secs(30);
@@ -76,7 +83,7 @@ impl Pool {
     pub(crate) async fn acquire(self: &Arc<Self>, deadline: Deadline) -> Result<Conn, Error> {
         if let Some(place) = self.try_place()? {
             let now = Instant::now();
-            if let Some(session) = self.take_idle(now) {
+            if let Some(session) = self.take_idle(now).await {
                 return Ok(self.lend(session, place, now, Duration::ZERO, Duration::ZERO));
             }
             return self.open(place, deadline, Duration::ZERO).await;
@@ -86,7 +93,7 @@ impl Pool {
         let place = self.queue(patience, started).await?;
         let now = Instant::now();
         let queued = now.saturating_duration_since(started);
-        match self.take_idle(now) {
+        match self.take_idle(now).await {
             Some(session) => Ok(self.lend(session, place, now, queued, Duration::ZERO)),
             None => self.open(place, deadline, queued).await,
         }
@@ -99,7 +106,7 @@ impl Pool {
     ) -> Result<Option<Conn>, Error> {
         let Some(place) = self.try_place()? else { return Ok(None) };
         let now = Instant::now();
-        match self.take_idle(now) {
+        match self.take_idle(now).await {
             Some(session) => {
                 Ok(Some(self.lend(session, place, now, Duration::ZERO, Duration::ZERO)))
             }
@@ -240,16 +247,24 @@ impl Pool {
             .into()
     }
 
-    fn take_idle(&self, now: Instant) -> Option<Session> {
+    async fn take_idle(&self, now: Instant) -> Option<Session> {
         if self.connector.endpoints.refresh() {
             self.sweep(now);
         }
         loop {
-            let session = self.idle().pop()?;
-            if self.may_lend(&session, now) {
+            let mut session = self.idle().pop()?;
+            if !self.may_lend(&session, now) {
+                session.close();
+                continue;
+            }
+            if Standstill::since(session.track.idle_since).time() < SUSPICIOUS {
                 return Some(session);
             }
-            session.close();
+            // Boxed: it is seldom needed, and every future that borrows would carry it.
+            if Box::pin(session.answers(TEST_LIMIT)).await {
+                return Some(session);
+            }
+            tracing::debug!(target: "shared_external::postgres", pool = %self.name, ?session, "an idle connection was lost while this process stood still");
         }
     }
 
@@ -264,11 +279,13 @@ impl Pool {
         deadline: Deadline,
         queued: Duration,
     ) -> Result<Conn, Error> {
-        let opening = Instant::now();
+        let (opening, standstill) = (Instant::now(), Standstill::watch());
         let opened = match self.connector.open(deadline).await {
             Ok(opened) => opened,
             Err(error) => {
-                if let Error::Unreachable(unreachable) = &error {
+                if let Error::Unreachable(unreachable) = &error
+                    && !standstill.excuses()
+                {
                     self.settle_trouble(Some(unreachable.clone()));
                 }
                 return Err(error);

@@ -4,10 +4,11 @@ use std::fmt;
 use std::future::Future;
 use std::pin::pin;
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
 use sqlx::{Connection, Database, PgConnection, Postgres};
 use sqlx_core::transaction::TransactionManager;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use crate::classify::Phase;
 use crate::connector::Opened;
@@ -147,6 +148,13 @@ impl Session {
             true => track.busy = true,
             false => (track.in_transaction, track.failed) = (false, false),
         }
+    }
+
+    /// Whether the server answers on this connection within `limit`.
+    pub(crate) async fn answers(&mut self, limit: Duration) -> bool {
+        let Self { raw, track } = self;
+        let ping = track.watch(Statement::harmless(), raw.ping());
+        timeout(limit, ping).await.is_ok_and(|answer| answer.is_ok())
     }
 
     /// Whether the connection has not broken, as far as was seen.

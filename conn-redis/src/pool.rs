@@ -12,7 +12,7 @@ use deadpool::managed::{
     self, Manager, Metrics, Object, PoolConfig, PoolError, QueueMode, RecycleError, RecycleResult,
     Timeouts,
 };
-use resilience_core::{Deadline, Event, PoolStatus, emit};
+use resilience_core::{Deadline, Event, PoolStatus, Standstill, emit};
 use tokio::time::Instant;
 
 use crate::connect::{Connection, Connector};
@@ -21,6 +21,10 @@ use crate::tuning::Tuning;
 
 /// Time for the answer of an idle connection that is being tested.
 const TEST_LIMIT: Duration = Duration::from_secs(1);
+
+/// Time for which this process must have stood still for an idle connection to be tested: its end may have
+/// come, and its driver had no time to notice.
+const SUSPICIOUS: Duration = Duration::from_secs(1);
 
 /// How often idle connections are looked through for those whose time is over.
 const REAP_EVERY: Duration = Duration::from_secs(10);
@@ -270,6 +274,7 @@ impl Manager for Opener {
         if condemned || pooled.is_over(now) {
             return Err(RecycleError::message("lost or expired"));
         }
+        let doubted = doubted || Standstill::since(used).time() >= SUSPICIOUS;
         if doubted || now.saturating_duration_since(used) >= self.tuning.test_after {
             let by = Deadline::within(TEST_LIMIT).inherited();
             if let Err(error) = pooled.connection.ping(by).await {

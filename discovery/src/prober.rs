@@ -5,10 +5,10 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use resilience_core::{Address, Outcome};
+use resilience_core::{Address, Outcome, Standstill};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{sleep, timeout};
 
 use crate::LOG;
 use crate::defaults::{JITTER, MAX_PROBES_AT_ONCE};
@@ -72,16 +72,16 @@ async fn round<F>(
             let (id, address) = (Arc::clone(&endpoint.id), endpoint.address.clone());
             let connecting = connect(address.clone());
             running.spawn(async move {
-                let began = Instant::now();
+                let standstill = Standstill::watch();
                 let result = timeout(limit, connecting).await.unwrap_or_else(|_| {
                     Err(io::Error::new(io::ErrorKind::TimedOut, format!("no answer in {limit:?}")))
                 });
-                (id, address, result, began.elapsed())
+                (id, address, result, standstill.excuses())
             });
         }
         let Some(ended) = running.join_next().await else { return };
-        let Ok((id, address, result, elapsed)) = ended else { continue };
-        let outcome = judge(&result, elapsed, limit);
+        let Ok((id, address, result, stood_still)) = ended else { continue };
+        let outcome = judge(&result, stood_still);
         if let Err(cause) = result {
             tracing::debug!(
                 target: LOG,
@@ -94,12 +94,10 @@ async fn round<F>(
 }
 
 /// What a probe says of the endpoint. Trouble of this very process says nothing.
-fn judge(result: &io::Result<()>, elapsed: Duration, limit: Duration) -> Outcome {
+fn judge(result: &io::Result<()>, stood_still: bool) -> Outcome {
     match result {
         Ok(()) => Outcome::Success,
-        Err(error) if is_local(error) => Outcome::Excluded,
-        // It was over long before anybody looked: this runtime stood still.
-        Err(_) if elapsed > limit + limit / 4 => Outcome::Excluded,
+        Err(error) if stood_still || is_local(error) => Outcome::Excluded,
         Err(_) => Outcome::Failure,
     }
 }
@@ -127,6 +125,7 @@ mod tests {
     use std::sync::Mutex;
 
     use resilience_core::Endpoint;
+    use tokio::time::Instant;
 
     use super::*;
     use crate::tracker::Thresholds;
@@ -217,17 +216,32 @@ mod tests {
 
     #[test]
     fn our_own_trouble_is_not_blamed_on_the_endpoint() {
-        let second = Duration::from_secs(1);
         let error = |kind: io::ErrorKind| Err(kind.into());
-        let judged = |result: io::Result<()>, elapsed| judge(&result, elapsed, second);
-        assert_eq!(judged(error(io::ErrorKind::ConnectionRefused), second / 9), Outcome::Failure);
-        assert_eq!(judged(error(io::ErrorKind::TimedOut), second), Outcome::Failure);
-        assert_eq!(judged(error(io::ErrorKind::TimedOut), second * 3), Outcome::Excluded);
-        assert_eq!(judged(error(io::ErrorKind::AddrNotAvailable), second / 9), Outcome::Excluded);
+        let judged = |result: io::Result<()>, stood_still| judge(&result, stood_still);
+        assert_eq!(judged(error(io::ErrorKind::ConnectionRefused), false), Outcome::Failure);
+        assert_eq!(judged(error(io::ErrorKind::TimedOut), false), Outcome::Failure);
+        assert_eq!(judged(error(io::ErrorKind::TimedOut), true), Outcome::Excluded);
+        assert_eq!(judged(error(io::ErrorKind::AddrNotAvailable), false), Outcome::Excluded);
         for code in [23, 24] {
-            let error = Err(io::Error::from_raw_os_error(code));
-            assert_eq!(judged(error, second / 9), Outcome::Excluded);
+            assert_eq!(judged(Err(io::Error::from_raw_os_error(code)), false), Outcome::Excluded);
         }
-        assert_eq!(judged(Ok(()), second * 3), Outcome::Success);
+        assert_eq!(judged(Ok(()), true), Outcome::Success);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_process_that_was_stopped_takes_no_endpoint_for_silent() {
+        let service = service(1);
+        let mut watched = service.watch();
+        let silent = |_| std::future::pending();
+        let probing = tokio::spawn(probe_by(Arc::clone(&service), POLICY, silent));
+        for _ in 0..10 {
+            // Within a probe, each time: it has a second, and the next comes after five.
+            sleep(Duration::from_millis(10)).await;
+            tokio::time::advance(Duration::from_secs(30)).await;
+        }
+        assert!(!watched.has_changed().unwrap());
+        watched.changed().await.unwrap();
+        assert!(!watched.borrow().endpoints[0].conditions.healthy, "with time it is found out");
+        probing.abort();
     }
 }

@@ -5,7 +5,7 @@ use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use resilience_core::{CircuitSnapshot, Deadline, Health, HealthStatus, PoolStatus};
+use resilience_core::{CircuitSnapshot, Deadline, Health, HealthStatus, PoolStatus, Standstill};
 use serde::Serialize;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
@@ -132,6 +132,7 @@ impl ServiceMonitor {
     async fn check(&self) {
         let Watched { plan, clock, turn, meters, news, .. } = &*self.watched;
         let _alone = turn.lock().await;
+        let standstill = Standstill::watch();
         let started = Instant::now();
         let deadline = Deadline::at(started + plan.timeout);
         let check = Arc::clone(&plan.check);
@@ -147,9 +148,9 @@ impl ServiceMonitor {
             }
         };
         let now = clock.now();
-        if health.status == HealthStatus::Unhealthy && stalled(deadline, plan.timeout, now) {
+        if health.status != HealthStatus::Healthy && standstill.excuses() {
             // This process did not run: that says nothing about the service.
-            tracing::debug!(target: "shared_external::monitoring", service = %plan.name, late = ?now.at - deadline.instant(), "this process stalled; the check does not count");
+            tracing::debug!(target: "shared_external::monitoring", service = %plan.name, status = health.status.as_str(), stood_still = ?standstill.time(), "this process stood still; the check does not count");
         } else {
             self.record(health, now);
             if let Some(meters) = meters {
@@ -198,11 +199,6 @@ impl std::fmt::Debug for ServiceMonitor {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("ServiceMonitor").field("name", self.name()).finish_non_exhaustive()
     }
-}
-
-/// Whether the end of a check came so late that this process, not the service, must be to blame.
-fn stalled(deadline: Deadline, timeout: Duration, now: Moment) -> bool {
-    now.at.saturating_duration_since(deadline.instant()) > timeout / 4
 }
 
 /// How a service is. Its JSON is a value of `services` in `/health/detailed`.

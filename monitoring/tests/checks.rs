@@ -122,6 +122,29 @@ async fn a_pause_of_this_process_is_not_blamed_on_the_service() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_check_that_lost_much_of_its_time_to_a_blocked_runtime_does_not_count() {
+    let database = Puppet::that(Does::Answer);
+    let service = Service::critical("database", database.clone()).fall(1).jitter(0.0);
+    let manager = MonitoringManager::builder().add_service(service).build().unwrap();
+    manager.start();
+    pass(secs(29)).await;
+    database.now(Does::Hang);
+    pass(secs(2)).await;
+    assert_eq!(database.looks().len(), 2, "a check is in flight");
+    // It is cut off on time, after five seconds: two of them were not the service's.
+    tokio::time::advance(secs(2)).await;
+    pass(secs(4)).await;
+    let health = manager.service("database").unwrap();
+    assert_eq!(
+        (health.status, health.check_status, health.consecutive_failures),
+        (Healthy, Healthy, 0)
+    );
+    assert!(manager.alerts().is_empty());
+    pass(secs(30)).await;
+    assert_eq!(status(&manager, "database"), Unhealthy, "the next one had all of its time");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_flapping_service_keeps_its_status_and_alerts_nobody() {
     let database = Puppet::that(Does::Answer);
     let manager = every_second().critical("database", database.clone()).build().unwrap();

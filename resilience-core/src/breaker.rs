@@ -193,7 +193,7 @@ impl CircuitBreaker {
 
     /// Other rules from now on. State, generation and failures in a row stay as they are; a circuit
     /// that is open stays so for the new timeout, counted from when it opened; a window of another
-    /// kind or size begins empty.
+    /// kind or size begins empty; a recovery takes the new time since it began, or ends if there is none.
     ///
     /// # Errors
     ///

@@ -1,4 +1,5 @@
-//! The state machine of a breaker: pure but for its atomics, told the time by its caller.
+//! The state machine of a breaker: pure but for its atomics, told the time by its caller. Only before
+//! it takes a call for slow, it asks whether this process stood still.
 //!
 //! ```text
 //!              too many failures
@@ -29,8 +30,10 @@
 
 #[cfg(all(test, circuit_models))]
 mod models;
+mod pass;
 mod recovery;
 mod rules;
+mod settle;
 mod window;
 mod word;
 
@@ -43,10 +46,12 @@ use crate::deadline::later;
 use crate::permit::Outcome;
 use crate::sync::{AtomicU64, Mutex, MutexGuard, Ordering, PoisonError, update};
 
+use pass::Kind;
+pub(crate) use pass::Pass;
 use recovery::Recovery;
 use rules::share;
 pub use window::SlidingWindow;
-use window::{Ended, Marks, Tally, Window, nanos};
+use window::{Marks, Window, nanos};
 pub use word::CircuitState;
 pub(crate) use word::{Flags, MOST_FAILURES, Word};
 
@@ -56,48 +61,6 @@ pub(crate) struct Transition {
     pub(crate) from: CircuitState,
     pub(crate) to: CircuitState,
     pub(crate) generation: u32,
-}
-
-/// What an admitted call must show when it settles. Two whole registers: a healthy call keeps it in them.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(crate) struct Pass {
-    /// The [`Kind`] above the generation.
-    head: u64,
-    /// Of a probe its number; of a timed call the nanoseconds from the circuit's origin to its start.
-    mark: u64,
-}
-
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-enum Kind {
-    Plain = 0,
-    Timed = 1,
-    Probe = 2,
-    Uncounted = 3,
-}
-
-impl Pass {
-    #[inline]
-    fn new(generation: u32, kind: Kind, mark: u64) -> Self {
-        Self { head: u64::from(generation) | (kind as u64) << 32, mark }
-    }
-
-    /// The number of the state that admitted it.
-    #[inline]
-    #[expect(clippy::cast_possible_truncation, reason = "the lower half is the generation")]
-    pub(crate) fn generation(self) -> u32 {
-        self.head as u32
-    }
-
-    /// Whether its outcome is counted at all.
-    #[inline]
-    pub(crate) fn counts(self) -> bool {
-        !self.is(Kind::Uncounted)
-    }
-
-    #[inline]
-    fn is(self, kind: Kind) -> bool {
-        self.head >> 32 == kind as u64
-    }
 }
 
 /// What `admit` decided, and the transitions that led to it: a half-open circuit whose probe vanished
@@ -282,7 +245,7 @@ impl Circuit {
     }
 
     /// Other rules from now on; state, generation and failures in a row stay. A window of another
-    /// kind or size begins empty.
+    /// kind or size begins empty, and a recovery takes the new time, or none.
     pub(crate) fn reconfigure(&self, settings: CircuitSettings, now: Instant) {
         let mut slow = self.lock();
         let word = self.load();
@@ -299,14 +262,13 @@ impl Circuit {
             let (since, time) = (slow.since, settings.open_time(slow.reopened));
             self.open_for(&mut slow, since, time);
         }
+        let recovery = slow.recovery.take().zip(settings.recovery);
+        slow.recovery = recovery.map(|(recovery, time)| recovery.lasting(time));
+        let recovering = slow.recovery.is_some();
         slow.settings = settings;
         self.slow_from.store(settings.slow_from(), Ordering::Relaxed);
         let flags = settings.flags_in(word.state());
-        update(&self.word, |word| {
-            let word = Word(word);
-            let recovering = word.flags().recovering;
-            Some(word.with_flags(Flags { recovering, ..flags }).0)
-        });
+        update(&self.word, |word| Some(Word(word).with_flags(Flags { recovering, ..flags }).0));
     }
 
     /// Everything there is to know at `now`.
@@ -361,110 +323,6 @@ impl Circuit {
         Ok(())
     }
 
-    fn settle_in(
-        &self,
-        word: Word,
-        pass: Pass,
-        outcome: Outcome,
-        now: impl Fn() -> Instant,
-    ) -> Option<Transition> {
-        if word.generation() != pass.generation() {
-            return None; // Admitted under a state that is gone: a late answer decides nothing.
-        }
-        match word.state() {
-            CircuitState::Closed | CircuitState::MetricsOnly => match outcome {
-                Outcome::Success => self.succeed(word, pass, now),
-                Outcome::Failure => self.judge(pass, true, now()),
-                Outcome::Excluded | Outcome::Cancelled => None,
-            },
-            CircuitState::HalfOpen => self.settle_probe(pass, outcome, now()),
-            CircuitState::Open
-            | CircuitState::ForcedOpen
-            | CircuitState::ForcedClosed
-            | CircuitState::Disabled => None,
-        }
-    }
-
-    /// A success while closed: failures are no longer in a row, and the window has one more call.
-    fn succeed(&self, word: Word, pass: Pass, now: impl Fn() -> Instant) -> Option<Transition> {
-        if word.failures() > 0 {
-            update(&self.word, |word| {
-                let word = Word(word);
-                let mine = word.state().judges() && word.generation() == pass.generation();
-                (mine && word.failures() > 0).then_some(word.with_failures(0).0)
-            });
-        }
-        let Flags { counted, timed, .. } = word.flags();
-        if !counted {
-            return None;
-        }
-        let ended = timed.then(&now);
-        let now = || ended.unwrap_or_else(&now);
-        let slow = timed && self.was_slow(pass, now());
-        if !slow && self.window.count_success(pass.generation(), || self.nanos(now())) {
-            return None;
-        }
-        self.judge(pass, false, now())
-    }
-
-    /// The end of a call that takes the lock while closed: it failed, was slow, or the window turns.
-    /// Only what went badly can open the circuit.
-    fn judge(&self, pass: Pass, failed: bool, now: Instant) -> Option<Transition> {
-        let mut guard = self.lock();
-        let slow = &mut *guard;
-        let word = self.load();
-        let generation = pass.generation();
-        if word.generation() != generation || !word.state().judges() {
-            return None;
-        }
-        let ended = Ended { failed, slow: self.was_slow(pass, now) };
-        let in_a_row = if failed { self.count_failure() } else { 0 };
-        let mut tally = Tally::default();
-        if word.flags().counted {
-            self.window.count(&mut slow.marks, generation, self.nanos(now), ended);
-            tally = self.window.tally(&mut slow.marks, generation, self.nanos(now));
-        }
-        let armed = failed && slow.armed_until.is_some_and(|until| now < until);
-        let too_many = armed || slow.settings.is_too_many(ended, in_a_row, tally);
-        let opens = too_many && word.state() == CircuitState::Closed;
-        opens.then(|| self.enter(slow, CircuitState::Open, now))
-    }
-
-    /// One failure more in a row; how many there are. A success may clear them at any moment.
-    fn count_failure(&self) -> u32 {
-        let mut failures = 0;
-        update(&self.word, |word| {
-            failures = Word(word).failures().saturating_add(1).min(MOST_FAILURES);
-            Some(Word(word).with_failures(failures).0)
-        });
-        failures
-    }
-
-    fn settle_probe(&self, pass: Pass, outcome: Outcome, now: Instant) -> Option<Transition> {
-        let mut slow = self.lock();
-        if self.load().generation() != pass.generation() {
-            return None;
-        }
-        if let Some(lost) = slow.first_expiry().filter(|expires| *expires <= now) {
-            // A lease that ran out is a failure even if the answer comes before anyone noticed.
-            return Some(self.enter(&mut slow, CircuitState::Open, lost));
-        }
-        let probe = slow.probes.iter().position(|probe| probe.id == pass.mark)?;
-        let Probe { issued, .. } = slow.probes.swap_remove(probe);
-        match outcome {
-            Outcome::Success if self.is_slow(self.nanos(issued), now) => {
-                Some(self.enter(&mut slow, CircuitState::Open, now))
-            }
-            Outcome::Success => {
-                slow.successes += 1;
-                let enough = slow.successes >= slow.settings.success_threshold;
-                enough.then(|| self.enter(&mut slow, CircuitState::Closed, now))
-            }
-            Outcome::Failure => Some(self.enter(&mut slow, CircuitState::Open, now)),
-            Outcome::Excluded | Outcome::Cancelled => None,
-        }
-    }
-
     /// Enters `to` at `now` under a new generation. The caller holds the lock; without it the word
     /// is written only by a success that clears failures, which does not survive the new generation.
     fn enter(&self, slow: &mut Slow, to: CircuitState, now: Instant) -> Transition {
@@ -500,15 +358,6 @@ impl Circuit {
             let flags = Flags { recovering, ..Word(word).flags() };
             Some(Word(word).with_flags(flags).0)
         });
-    }
-
-    fn was_slow(&self, pass: Pass, ended: Instant) -> bool {
-        pass.is(Kind::Timed) && self.is_slow(pass.mark, ended)
-    }
-
-    fn is_slow(&self, started: u64, ended: Instant) -> bool {
-        let took = self.nanos(ended).saturating_sub(started);
-        took >= self.slow_from.load(Ordering::Relaxed)
     }
 
     /// The pass of a circuit that lets everyone through.

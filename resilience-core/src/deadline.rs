@@ -70,7 +70,7 @@ impl Deadline {
     ///
     /// As cancel safe as `future`.
     pub fn scope<F: Future>(self, future: F) -> impl Future<Output = F::Output> {
-        Within { deadline: self.inherited(), future }
+        Within::new(self, future)
     }
 
     /// Runs `f` under this deadline, which is known to be no later than the surrounding one.
@@ -120,7 +120,7 @@ pin_project! {
 }
 
 impl<F> Within<F> {
-    /// `future` under `deadline`, which is known to be no later than the surrounding one.
+    /// `future` under `deadline`, or the surrounding one where that is nearer.
     pub(crate) fn new(deadline: Deadline, future: F) -> Self {
         Self { deadline, future }
     }
@@ -131,7 +131,8 @@ impl<F: Future> Future for Within<F> {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
-        this.deadline.enter(|| this.future.poll(cx))
+        // It may have been made elsewhere: what surrounds it is what it is polled under.
+        this.deadline.inherited().enter(|| this.future.poll(cx))
     }
 }
 

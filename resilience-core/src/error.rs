@@ -178,7 +178,8 @@ pub struct DeadlineExceeded {
     pub attempts: u32,
     /// Time from the call to this answer.
     pub elapsed: Duration,
-    /// Whose fault it is: [`Blame::Local`] where this process stood still for a good part of it.
+    /// Whose fault it is: [`Blame::Local`] where this process stood still for a good part of it, or the
+    /// time was over before the service was asked.
     pub blame: Blame,
 }
 

@@ -86,6 +86,7 @@ pub use error::{
 };
 pub use gate::Drained;
 pub use health::{Backend, Health, HealthCheck, HealthStatus, PoolStatus};
+pub use heartbeat::Standstill;
 pub use hedge::{Hedge, HedgeBuilder, HedgeCounts};
 pub use keyed::{KeyedBreakers, KeyedBreakersBuilder};
 pub use observe::{CallOutcome, Event, Observe, add_observer, emit};

@@ -45,7 +45,11 @@ pub fn emit(event: &Event<'_>) {
     }
     let observers = OBSERVERS.load();
     for observer in observers.iter() {
-        if catch_unwind(AssertUnwindSafe(|| observer.on_event(event))).is_err() {
+        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| observer.on_event(event))) {
+            // What it threw may throw once more as it is dropped.
+            if let Err(again) = catch_unwind(AssertUnwindSafe(|| drop(panic))) {
+                std::mem::forget(again);
+            }
             tracing::error!(target: "shared_external::observe", "an observer panicked; its event is lost");
         }
     }
@@ -63,7 +67,7 @@ pub enum Event<'a> {
         from: CircuitState,
         /// The state it is in.
         to: CircuitState,
-        /// The number of the new state, rising by one with each.
+        /// The number of the new state, rising with each.
         generation: u32,
     },
     /// An attempt failed and another is due after `delay`.
@@ -138,7 +142,7 @@ pub enum CallOutcome {
     CircuitOpen,
     /// This process refused it: no place, too much load, too high a rate, or draining.
     Rejected,
-    /// The caller dropped it.
+    /// The caller dropped it, or it panicked.
     Cancelled,
 }
 

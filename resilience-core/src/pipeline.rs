@@ -178,11 +178,13 @@ impl Pipeline {
         Fut: Future<Output = Result<T, E>>,
     {
         let layers = &*self.layers;
+        // It is out once its end was told, not before.
+        let inside = layers.gate.enter();
         let mut record = Record::new(&layers.name, &call, layers.deadline);
-        let Some(_inside) = layers.gate.enter() else {
+        if inside.is_none() {
             record.outcome = CallOutcome::Rejected;
             return Err(Draining { name: Arc::clone(&layers.name) }.into());
-        };
+        }
         let result = layers.call(call.rank, classifier, &mut operation, &record).await;
         let result = result.map_err(|ended| ended.error);
         record.end(&result);
@@ -190,6 +192,33 @@ impl Pipeline {
             nesting::tell_the_outer(if result.is_ok() { Inner::Answered } else { Inner::GaveUp });
         }
         result
+    }
+
+    /// [`run`](Self::run), and when the service cannot be had, `value`. It takes no time, so the
+    /// primary has all there is.
+    ///
+    /// # Errors
+    ///
+    /// The refusal, where the service refused the request: that is no case for a fallback.
+    ///
+    /// # Cancel safety
+    ///
+    /// That of [`run`](Self::run).
+    pub async fn run_or_value<T, E, F, Fut>(
+        &self,
+        call: Call,
+        classifier: &impl Classify<E>,
+        operation: F,
+        value: T,
+    ) -> Result<T, CallError<E>>
+    where
+        F: FnMut(Attempt) -> Fut,
+        Fut: Future<Output = Result<T, E>>,
+    {
+        match self.run(call, classifier, operation).await {
+            Err(error) if error.is_unavailable() => Ok(value),
+            result => result,
+        }
     }
 
     /// [`run`](Self::run), and when the service cannot be had, `fallback`. The primary gets half of
@@ -279,8 +308,6 @@ impl Layers {
             limiter.acquire(record.deadline).await.map_err(refused)?;
             now = Instant::now();
         }
-        // Not before: what is turned away here earns those who are let in no retries.
-        self.deposit();
         let result = match self.hedge.as_ref().filter(|_| record.idempotent) {
             None => self.attempts(now, classifier, operation, record).await,
             // Boxed: a call that is not hedged need not have room for one that is.
@@ -318,7 +345,8 @@ impl Layers {
         hedge.race(&self.name, Some(record.deadline), attempts, standing).await
     }
 
-    /// Notes one call with whatever pays for its retries and hedges.
+    /// Notes one call that has come to an attempt with whatever pays for its retries and hedges. One that
+    /// was refused before that earns the others none.
     fn deposit(&self) {
         self.retry.deposit();
         if let Some(hedge) = self.hedge.as_ref().filter(|_| self.hedge_pays_itself) {

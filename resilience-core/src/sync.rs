@@ -32,7 +32,7 @@ mod modelled {
     use loom::sync::atomic::{self, Ordering};
 
     /// loom's, but for the plain store. Of that loom 0.7 believes that it can come between the two
-    /// halves of another thread's read-modify-write, which none can; of a swap it does not.
+    /// halves of another thread's read-modify-write; of a swap it does not.
     #[derive(Debug)]
     pub(crate) struct AtomicU64(atomic::AtomicU64);
 

@@ -174,3 +174,17 @@ async fn an_optional_service_has_the_settings_that_were_promised() {
     );
     assert_eq!(begun.elapsed(), Duration::from_secs(60));
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_value_stands_in_for_an_outage_and_for_nothing_else() {
+    let pipeline = Pipeline::builder("prices").deadline(Duration::from_secs(10)).build().unwrap();
+    let begun = tokio::time::Instant::now();
+    let hanging = |_| hang();
+    let value = pipeline.run_or_value(Call::read(), &AnyError, hanging, ()).await;
+    assert!(value.is_ok());
+    assert_eq!(begun.elapsed(), Duration::from_secs(10), "the primary has the whole of the time");
+    let refusing = |_: &Refused| Verdict::caller(Replay::Never);
+    let refused = |_| async { Err(Refused) };
+    let error = pipeline.run_or_value(Call::read(), &refusing, refused, ()).await.unwrap_err();
+    assert!(!error.is_unavailable());
+}

@@ -8,10 +8,10 @@ use std::sync::{Arc, LazyLock, Mutex};
 use std::time::Duration;
 
 use resilience_core::{
-    AdaptiveLimit, AnyError, Bulkhead, Call, CallError, CallOutcome, Chaos, CircuitBreaker,
+    AdaptiveLimit, AnyError, Blame, Bulkhead, Call, CallError, CallOutcome, Chaos, CircuitBreaker,
     CircuitState, Classify, Deadline, Drained, Event, Hedge, Load, LoadShedder, Observe, Pipeline,
     PipelineBuilder, Prioritizer, Priority, Rank, RateLimiter, Replay, RetryBudget, RetryPolicy,
-    Throttle, Timeout, Verdict, add_observer,
+    Throttle, ThrottlePermit, Timeout, Verdict, add_observer,
 };
 use tokio::task::yield_now;
 use tokio::time::{Instant, sleep};
@@ -188,7 +188,9 @@ async fn each_refusal_has_its_outcome_and_reaches_the_fallback() {
     open.force_open();
     let throttle = Throttle::builder("throttled").multiplier(1.0).max_rejection(0.999).seed(1);
     let throttle = throttle.build().unwrap();
-    (0..10_000).filter_map(|_| throttle.try_acquire().ok()).for_each(|permit| permit.failure());
+    for _ in 0..10_000 {
+        let _ = throttle.try_acquire().map(ThrottlePermit::failure);
+    }
     let full = Bulkhead::new("full", 1, Duration::ZERO).unwrap();
     let _place = full.try_acquire().unwrap();
     let narrow = AdaptiveLimit::builder("narrow").max(1).wait(Duration::ZERO).build().unwrap();
@@ -225,6 +227,24 @@ async fn an_open_circuit_answers_before_a_full_bulkhead_and_a_full_one_blames_no
     assert!(matches!(run().await, Err(CallError::CircuitOpen(_))));
     assert_eq!((started.elapsed(), bulkhead.waiting()), (Duration::ZERO, 0));
     drop(place);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_that_ran_out_of_time_before_its_first_attempt_speaks_against_no_service() {
+    let limiter = RateLimiter::builder("queue", 1, 2 * SECOND).build().unwrap();
+    let pipeline = noted("queue").rate_limit(limiter).build().unwrap();
+    let call = || Call::read().by(Deadline::within(2 * SECOND));
+    let run = |call| pipeline.run(call, &AnyError, |_| answer(1, Duration::ZERO));
+    run(call()).await.unwrap();
+    // Its turn comes when its time is over.
+    let error = run(call()).await.unwrap_err();
+    assert!(error.is_unavailable(), "{error}");
+    let (outcome, attempts) = last_end("queue");
+    assert!(!outcome.is_error() && attempts == 0, "{outcome:?}");
+    let gone = Pipeline::builder("gone").build().unwrap();
+    let past = Call::read().by(Deadline::at(Instant::now()));
+    let error = gone.run(past, &AnyError, |_| answer(1, Duration::ZERO)).await.unwrap_err();
+    assert!(matches!(error, CallError::DeadlineExceeded(over) if over.blame == Blame::Local));
 }
 
 // Hedges.

@@ -8,6 +8,7 @@ use serde::Serialize;
 use super::{CircuitBreaker, seconds};
 use crate::InvalidSetting;
 use crate::circuit::{MOST_FAILURES, SlidingWindow};
+use crate::deadline::FAR;
 
 /// The rules of a [`CircuitBreaker`]. Rates, growth and recovery are absent from JSON where they are not set.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
@@ -27,7 +28,7 @@ pub struct CircuitSettings {
     /// Calls in the window below which no rate is judged. 1 or more; default 20, or the window's size if that is less.
     #[serde(skip_serializing_if = "is_default_minimum")]
     pub minimum_calls: u32,
-    /// How long it stays open before a probe; in JSON, seconds. Above 0; default 60 s.
+    /// How long it stays open before a probe; in JSON, seconds. Above 0, up to 30 years; default 60 s.
     #[serde(serialize_with = "seconds")]
     pub reset_timeout: Duration,
     /// How that time grows while probes keep failing; default: not at all.
@@ -41,11 +42,11 @@ pub struct CircuitSettings {
     pub success_threshold: u32,
     /// Probes in flight at once while half-open. 1 or more; default 1.
     pub half_open_max_calls: u32,
-    /// How long a probe may take before it counts as failed; in JSON, seconds. Above 0; default: the reset timeout.
+    /// How long a probe may take before it counts as failed; in JSON, seconds. Above 0, up to 30 years; default: the reset timeout.
     #[serde(serialize_with = "seconds")]
     pub probe_lease: Duration,
     /// How long the share of calls that pass takes to rise from a tenth to all of them after the
-    /// circuit has closed. Above 0; default: all pass at once.
+    /// circuit has closed. Above 0, up to 30 years; default: all pass at once.
     #[serde(skip_serializing_if = "Option::is_none", serialize_with = "super::maybe_seconds")]
     pub recovery: Option<Duration>,
 }
@@ -55,7 +56,7 @@ pub struct CircuitSettings {
 pub struct SlowCalls {
     /// The share of calls in the window. Above 0, up to 1.
     pub rate: f64,
-    /// The time from which a call is slow; in JSON, seconds. Above 0.
+    /// The time from which a call is slow; in JSON, seconds. Above 0, up to 30 years.
     #[serde(serialize_with = "seconds")]
     pub slower_than: Duration,
 }
@@ -65,7 +66,7 @@ pub struct SlowCalls {
 pub struct Growth {
     /// The growth from one time to the next. 1 or more, finite.
     pub factor: f64,
-    /// The longest it becomes; in JSON, seconds. The reset timeout or more.
+    /// The longest it becomes; in JSON, seconds. The reset timeout or more, up to 30 years.
     #[serde(serialize_with = "seconds")]
     pub max: Duration,
 }
@@ -117,14 +118,14 @@ impl CircuitSettings {
         }
         if let Some(slow) = self.slow_calls {
             rate("slow_call_rate", slow.rate)?;
-            above_zero("slower_than", slow.slower_than)?;
+            bounded("slower_than", slow.slower_than)?;
         }
         if self.fail_max.is_none() && self.failure_rate.is_none() && self.slow_calls.is_none() {
             let cure = "a number, unless failure_rate or slow_call_rate is set";
             return Err(InvalidSetting::new("fail_max", self.fail_max, cure));
         }
         self.validate_window()?;
-        above_zero("reset_timeout", self.reset_timeout)?;
+        bounded("reset_timeout", self.reset_timeout)?;
         if let Some(Growth { factor, max }) = self.reset_timeout_growth {
             if !(factor >= 1.0 && factor.is_finite()) {
                 return Err(InvalidSetting::new(
@@ -133,11 +134,11 @@ impl CircuitSettings {
                     "1 or more, finite",
                 ));
             }
-            if max < self.reset_timeout {
+            if max < self.reset_timeout || max > FAR {
                 return Err(InvalidSetting::new(
                     "reset_timeout_max",
                     max,
-                    "the reset_timeout or more",
+                    "the reset_timeout or more, up to 30 years",
                 ));
             }
         }
@@ -153,8 +154,8 @@ impl CircuitSettings {
                 return Err(InvalidSetting::new(field, count, "1 or more"));
             }
         }
-        above_zero("probe_lease", self.probe_lease)?;
-        self.recovery.map_or(Ok(()), |recovery| above_zero("recovery", recovery))
+        bounded("probe_lease", self.probe_lease)?;
+        self.recovery.map_or(Ok(()), |recovery| bounded("recovery", recovery))
     }
 
     fn validate_window(&self) -> Result<(), InvalidSetting> {
@@ -177,9 +178,9 @@ impl CircuitSettings {
     }
 }
 
-fn above_zero(field: &'static str, time: Duration) -> Result<(), InvalidSetting> {
-    match time.is_zero() {
-        true => Err(InvalidSetting::new(field, time, "above 0")),
+fn bounded(field: &'static str, time: Duration) -> Result<(), InvalidSetting> {
+    match time.is_zero() || time > FAR {
+        true => Err(InvalidSetting::new(field, time, "above 0, up to 30 years")),
         false => Ok(()),
     }
 }
@@ -246,7 +247,7 @@ impl CircuitBreakerBuilder {
     }
 
     /// How long the circuit stays open before a probe; also the [`probe_lease`](Self::probe_lease), unless
-    /// that is set after. Above 0; default 60 s.
+    /// that is set after. Above 0, up to 30 years; default 60 s.
     pub fn reset_timeout(mut self, timeout: Duration) -> Self {
         self.settings.reset_timeout = timeout;
         self.settings.probe_lease = timeout;
@@ -279,14 +280,14 @@ impl CircuitBreakerBuilder {
     }
 
     /// How long a probe may take before it counts as failed, so that one that hangs cannot keep
-    /// others out for ever. Above 0; default: the reset timeout.
+    /// others out for ever. Above 0, up to 30 years; default: the reset timeout.
     pub fn probe_lease(mut self, lease: Duration) -> Self {
         self.settings.probe_lease = lease;
         self
     }
 
     /// Progressive recovery: after the circuit has closed, the share of calls that pass rises from
-    /// a tenth to all of them over `time`; the others are refused. Above 0; default: all pass at once.
+    /// a tenth to all of them over `time`; the others are refused. Above 0, up to 30 years; default: all pass at once.
     pub fn recovery(mut self, time: Duration) -> Self {
         self.settings.recovery = Some(time);
         self

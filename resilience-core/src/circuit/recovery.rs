@@ -22,6 +22,11 @@ impl Recovery {
         Self { since: now, time, credit: 1.0 - FIRST_SHARE }
     }
 
+    /// The same one, taking another time since it began.
+    pub(super) fn lasting(self, time: Duration) -> Self {
+        Self { time, ..self }
+    }
+
     /// The share of calls that passes at `now`; `None` once it is all of them.
     pub(super) fn share(&self, now: Instant) -> Option<f64> {
         let passed = now.saturating_duration_since(self.since);

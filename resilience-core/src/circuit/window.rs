@@ -102,7 +102,7 @@ impl Window {
             return !full;
         }
         let current = self.current.load(Ordering::Acquire);
-        if now() >= (current + 1).saturating_mul(width) {
+        if now() >= end_of(current, width) {
             return false;
         }
         self.add_to_bucket(current, generation);
@@ -182,18 +182,19 @@ impl Window {
 
     /// The number of the next call of a count window.
     fn next_number(&self, marks: &mut Marks) -> u32 {
-        let mut number = u32::MAX;
-        let mut next = |head| {
-            number = calls(head);
-            (number < u32::MAX).then_some(head + 1)
-        };
-        if !update(&self.head, &mut next) {
+        loop {
+            let mut number = 0;
+            let counted = update(&self.head, |head| {
+                number = calls(head);
+                (number < u32::MAX).then_some(head + 1)
+            });
+            if counted {
+                return number;
+            }
             // Once in four billion calls: count on from a full window. No success moves a full head.
-            let head = self.head.load(Ordering::Acquire);
-            self.head.store(head - u64::from(marks.renumber()), Ordering::Release);
-            update(&self.head, next);
+            let shift = u64::from(marks.renumber());
+            self.head.fetch_sub(shift, Ordering::AcqRel);
         }
-        number
     }
 
     /// Makes the bucket of `now` the current one, and empties those that have been passed over.
@@ -247,6 +248,11 @@ fn bucket_at(now: u64, width: u64) -> u64 {
     now / width + BUCKETS as u64
 }
 
+/// The first nanosecond after a bucket.
+fn end_of(bucket: u64, width: u64) -> u64 {
+    bucket.saturating_sub(BUCKETS as u64 - 1).saturating_mul(width)
+}
+
 #[expect(clippy::cast_possible_truncation, reason = "less than 32")]
 fn slot(bucket: u64) -> usize {
     (bucket % BUCKETS as u64) as usize
@@ -266,4 +272,49 @@ fn tag(word: u64) -> u32 {
 #[expect(clippy::cast_possible_truncation, reason = "the lower half is the count")]
 fn calls(word: u64) -> u32 {
     word as u32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Lets the other thread go even if this one panics.
+    struct Release<'a>(&'a AtomicU64);
+
+    impl Drop for Release<'_> {
+        fn drop(&mut self) {
+            self.0.store(u64::MAX / 2, Ordering::Release);
+        }
+    }
+
+    #[test]
+    fn a_success_beside_the_four_billionth_call_is_not_lost() {
+        const ROUNDS: u64 = 30_000;
+        let (window, mut marks) = Window::new();
+        let (window, round) = (&window, &AtomicU64::new(0));
+        std::thread::scope(|scope| {
+            scope.spawn(move || {
+                for now in 1..=ROUNDS {
+                    while round.load(Ordering::Acquire) < 2 * now - 1 {
+                        std::hint::spin_loop();
+                    }
+                    (0..fastrand::u8(..16)).for_each(|_| std::hint::spin_loop());
+                    window.count_success(7, || 0);
+                    round.fetch_add(1, Ordering::AcqRel);
+                }
+            });
+            let _release = Release(round);
+            for now in 1..=ROUNDS {
+                window.reset(&mut marks, SlidingWindow::Calls(100), 7, 0);
+                window.head.store(7 << 32 | u64::from(u32::MAX - 1), Ordering::Release);
+                round.fetch_add(1, Ordering::AcqRel);
+                (0..fastrand::u8(..16)).for_each(|_| std::hint::spin_loop());
+                window.count(&mut marks, 7, 0, Ended { failed: true, slow: false });
+                while round.load(Ordering::Acquire) < 2 * now {
+                    std::hint::spin_loop();
+                }
+                assert_eq!(tag(window.head.load(Ordering::Acquire)), 7);
+            }
+        });
+    }
 }

@@ -143,9 +143,12 @@ impl Layers {
         let setting = self.timeout.current();
         let until = Deadline::at(later(now, setting)).min(record.deadline);
         let attempt = Attempt { number: record.next_attempt(), deadline: until };
+        if attempt.number == 1 {
+            self.deposit();
+        }
         let limit = until.remaining_at(now);
         tracing::debug!(target: "shared_external::pipeline", name = %self.name, operation = record.operation, attempt = attempt.number, ?limit, "attempt");
-        let mut work = pin!(Limited::new(
+        let mut work = pin!(Some(Limited::new(
             Watched::new(
                 permit,
                 nesting::listen(Within::new(until, async {
@@ -157,10 +160,12 @@ impl Layers {
                 })),
             ),
             until.instant(),
-        ));
-        match work.as_mut().await {
+        )));
+        let ended = work.as_mut().as_pin_mut().expect("it was made just now").await;
+        match ended {
             Some((permit, (Ok(value), inner))) => {
                 settle(permit, Outcome::Success);
+                work.set(None);
                 leave(Outcome::Success);
                 self.hear(inner);
                 if self.timeout.is_learned() {
@@ -169,7 +174,6 @@ impl Layers {
                 Ok(value)
             }
             Some((permit, (Err(Struck::Inner(error)), inner))) => {
-                self.hear(inner);
                 let mut verdict = classifier.verdict(&error);
                 if verdict.blame == Blame::Service {
                     let ended = Instant::now();
@@ -178,10 +182,12 @@ impl Layers {
                     }
                 }
                 settle(permit, verdict.blame.outcome());
+                work.set(None);
                 // Of errors, only one that asks for time speaks of load.
                 let asks_for_time =
                     verdict.blame == Blame::Service && verdict.retry_after.is_some();
                 leave(if asks_for_time { Outcome::Failure } else { Outcome::Excluded });
+                self.hear(inner);
                 let (attempts, elapsed) = (record.attempts(), Some(record.started.elapsed()));
                 let error = CallError::Inner(Failed { error, verdict, attempts, elapsed });
                 Err(failed(error, verdict, inner))
@@ -189,6 +195,7 @@ impl Layers {
             #[cfg(feature = "chaos")]
             Some((permit, (Err(Struck::Injected(injected)), _))) => {
                 settle(permit, Outcome::Failure);
+                work.set(None);
                 leave(Outcome::Excluded);
                 let verdict = injected.verdict();
                 Err(failed(injected.into(), verdict, None))
@@ -208,7 +215,10 @@ impl Layers {
                     false => Outcome::Failure,
                 };
                 // Settled before the attempt is dropped: its drop must not count as the caller's.
-                settle(work.as_mut().future().take_permit(), outcome);
+                let attempt = work.as_mut().as_pin_mut().expect("it was cut off, not dropped");
+                settle(attempt.future().take_permit(), outcome);
+                // And dropped before its place goes to another: the two must not be there at once.
+                work.set(None);
                 leave(outcome);
                 if !stood_still {
                     self.timeout.record_timeout(limit);
@@ -236,10 +246,12 @@ impl Layers {
 
 /// Refuses what would begin past the call's deadline.
 fn in_time<E>(now: Instant, record: &Record<'_>) -> Result<(), Ended<E>> {
-    match record.deadline.has_passed(now) {
-        true => Err(refused(record.deadline_exceeded(Blame::Service))),
-        false => Ok(()),
+    if !record.deadline.has_passed(now) {
+        return Ok(());
     }
+    // Time that no attempt had any of was spent by the caller, or in our own queues.
+    let blame = if record.attempts() == 0 { Blame::Local } else { Blame::Service };
+    Err(refused(record.deadline_exceeded(blame)))
 }
 
 /// What an attempt met with.

@@ -15,6 +15,8 @@ use crate::{
     Throttle, Timeout,
 };
 
+const BOUNDS: &str = "above 0, up to 30 years";
+
 /// Settings of a [`Pipeline`] to be.
 #[derive(Clone, Debug)]
 #[must_use]
@@ -57,7 +59,7 @@ impl PipelineBuilder {
         }
     }
 
-    /// The time of a call whose caller sets none. Above 0; default 60 s.
+    /// The time of a call whose caller sets none. Above 0, up to 30 years; default 60 s.
     pub fn deadline(self, deadline: Duration) -> Self {
         Self { deadline, ..self }
     }
@@ -110,7 +112,7 @@ impl PipelineBuilder {
         Self { pool_size: Some(connections), ..self }
     }
 
-    /// The time of one attempt. Above 0; default 30 s.
+    /// The time of one attempt. Above 0, up to 30 years; default 30 s.
     pub fn attempt_timeout(self, attempt_timeout: Duration) -> Self {
         Self { attempt_timeout: Err(attempt_timeout), ..self }
     }
@@ -130,18 +132,19 @@ impl PipelineBuilder {
     ///
     /// # Errors
     ///
-    /// [`InvalidSetting`] for a time of zero, and for two layers of which there can be but one.
+    /// [`InvalidSetting`] for a time of zero or without end, and for two layers of which there can be but one.
     pub fn build(self) -> Result<Pipeline, InvalidSetting> {
         let name = self.name;
-        if self.deadline.is_zero() {
-            return Err(InvalidSetting::new("deadline", self.deadline, "above 0"));
+        let out_of_bounds = |time: Duration| time.is_zero() || time > FAR;
+        if out_of_bounds(self.deadline) {
+            return Err(InvalidSetting::new("deadline", self.deadline, BOUNDS));
         }
         let timeout = match self.attempt_timeout {
             Ok(timeout) => timeout,
-            Err(zero) if zero.is_zero() => {
-                return Err(InvalidSetting::new("attempt_timeout", zero, "above 0"));
+            Err(limit) if out_of_bounds(limit) => {
+                return Err(InvalidSetting::new("attempt_timeout", limit, BOUNDS));
             }
-            Err(limit) => Timeout::fixed(limit.min(FAR))?,
+            Err(limit) => Timeout::fixed(limit)?,
         };
         let guard = match (self.breaker, self.throttle) {
             (Some(breaker), Some(throttle)) => {

@@ -35,6 +35,8 @@ pub(crate) struct CallLedger {
     /// Whether an attempt that has ended may have been executed.
     may_have_run: bool,
     executed: u32,
+    /// Whether this process stood still within the attempt that was cut off last.
+    cut_unfairly: bool,
     pub(crate) fell_back: bool,
     /// Whether a pipeline within the last attempt spent all its attempts and failed.
     inner_spent: bool,
@@ -84,6 +86,7 @@ impl CallLedger {
             reported: None,
             may_have_run: false,
             executed: 0,
+            cut_unfairly: false,
             fell_back: false,
             inner_spent: false,
         }
@@ -246,6 +249,7 @@ impl Judge<'_> {
         let Some(cut) = cut.copied() else {
             return require(9, false, || "an attempt ended twice".to_owned());
         };
+        known.cut_unfairly = cut.stalled;
         require(9, at >= cut.deadline, || format!("an attempt was cut before {:?}", cut.deadline))?;
         if at < known.primary_deadline() {
             let (own_trouble, retry_after) = (cut.stalled, Duration::ZERO);
@@ -326,8 +330,16 @@ impl Judge<'_> {
                 outcome,
                 CallOutcome::CallerError | CallOutcome::ServiceError | CallOutcome::LocalError
             ),
+            // A service that was not asked is not late.
+            (End::DeadlineExceeded, Some(outcome)) if known.attempts == 0 => {
+                outcome == CallOutcome::LocalError
+            }
             (End::AttemptTimeout | End::DeadlineExceeded, Some(outcome)) => {
-                matches!(outcome, CallOutcome::Timeout | CallOutcome::LocalError)
+                let ours = match end {
+                    End::AttemptTimeout => known.last.is_some_and(|last| last.own_trouble),
+                    _ => known.cut_unfairly,
+                };
+                outcome == CallOutcome::Timeout || (ours && outcome == CallOutcome::LocalError)
             }
             (End::CircuitOpen, Some(outcome)) => outcome == CallOutcome::CircuitOpen,
             (End::BulkheadFull | End::Draining, Some(outcome)) => outcome == CallOutcome::Rejected,

@@ -12,9 +12,13 @@ use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 
 use fastrand::Rng;
-use tokio::time::{advance, timeout};
+use tokio::time::{Instant, advance, timeout};
 
 use crate::trace::{self, Fact, Planned, record};
+
+/// A runtime that is busy looks at its timers all the same, and never as late as this: whoever does not
+/// stands still.
+const LATEST_TURN: Duration = Duration::from_millis(20);
 
 /// Longer than anything in a run waits for.
 const FOR_EVER: Duration = Duration::from_secs(3600);
@@ -61,6 +65,8 @@ pub(crate) struct World {
     ready: Arc<Ready>,
     rng: Rng,
     pace: Pace,
+    /// When timers were last let fire.
+    turned: Instant,
 }
 
 struct Task {
@@ -94,7 +100,14 @@ impl Wake for TaskWaker {
 
 impl World {
     pub(crate) fn new(rng: Rng, pace: Pace) -> Self {
-        Self { tasks: Vec::new(), alive: 0, ready: Arc::default(), rng, pace }
+        Self {
+            tasks: Vec::new(),
+            alive: 0,
+            ready: Arc::default(),
+            rng,
+            pace,
+            turned: Instant::now(),
+        }
     }
 
     /// Runs until every task has ended. `look` is called after each step.
@@ -135,15 +148,16 @@ impl World {
             let by = Duration::from_millis(by);
             record(Fact::Stalled { by });
             jump(by);
+            self.turn().await;
             if self.pace.reads_first {
-                self.read_first().await;
+                self.read_first();
             }
         }
         if self.chance(self.pace.slow_steps) {
             jump(Duration::from_micros(self.rng.u64(1..1_000)));
         }
-        if self.chance(self.pace.timer_turns) {
-            tokio::task::yield_now().await;
+        if self.chance(self.pace.timer_turns) || self.turned.elapsed() >= LATEST_TURN {
+            self.turn().await;
         }
         if self.chance(self.pace.drops) {
             let pick = self.rng.usize(..self.tasks.len());
@@ -156,9 +170,15 @@ impl World {
         }
     }
 
-    /// Lets due timers fire and runs what they, and other machines, have ready.
-    async fn read_first(&mut self) {
+    /// Lets due timers fire, and what is outside this world hear of it: the process's heartbeat.
+    async fn turn(&mut self) {
         tokio::task::yield_now().await;
+        tokio::task::yield_now().await;
+        self.turned = Instant::now();
+    }
+
+    /// Runs what timers, and other machines, have ready.
+    fn read_first(&mut self) {
         while let Some(id) = self.take_ready(|task| task.role == Role::Remote) {
             self.step(id);
         }
@@ -206,7 +226,7 @@ impl World {
 
     /// Moves on to whatever comes next.
     async fn idle(&mut self) {
-        tokio::task::yield_now().await;
+        self.turn().await;
         if self.anything_ready() {
             return;
         }

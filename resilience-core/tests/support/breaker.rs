@@ -5,8 +5,8 @@
 //! | the first five | `fail_max`, reset timeout, probe lease, `success_threshold`, `half_open_max_calls` |
 //! | then, by the lowest three bits: 0–2 | ask for leave |
 //! | 3–5 | settle one: bits 3–4 are the outcome, the upper three say which |
-//! | 6 | wait as many milliseconds as the next byte says |
-//! | 7 | wait as many seconds as the next byte says |
+//! | 6 | wait as many milliseconds as the next byte says, below 200; from there on, go by a failure rate of so many percent less 199, or by none |
+//! | 7 | wait as many seconds as the next byte says, below 251; from there on, force a state |
 
 #[path = "reference.rs"]
 mod reference;
@@ -18,7 +18,7 @@ use resilience_core::Outcome;
 use tokio::runtime::Builder;
 use tokio::time::{Instant, advance};
 
-use reference::{Reference, Rules};
+use reference::{BY_HAND, Reference, Rules, force};
 
 const TICK: Duration = Duration::from_millis(1);
 /// Permits out at once; more would say nothing new.
@@ -39,12 +39,15 @@ pub(crate) fn run(bytes: &[u8]) {
         probe_lease: small(2, 200),
         success_threshold: small(3, 8),
         half_open_max_calls: small(4, 8),
+        failure_percent: None,
+        window: 8,
+        minimum_calls: 4,
     };
     let runtime = Builder::new_current_thread().enable_time().start_paused(true).build();
     runtime.expect("a runtime needs no more than memory").block_on(play(rules, history));
 }
 
-async fn play(rules: Rules, history: &[u8]) {
+async fn play(mut rules: Rules, history: &[u8]) {
     let (breaker, mut reference) = (rules.breaker(), Reference::new(rules));
     let (begun, mut out) = (Instant::now(), VecDeque::new());
     let mut bytes = history.iter().copied();
@@ -65,8 +68,24 @@ async fn play(rules: Rules, history: &[u8]) {
                     reference.settle(pass, outcome, now);
                 }
             }
-            6 => advance(TICK * u32::from(bytes.next().unwrap_or_default())).await,
-            _ => advance(Duration::from_secs(bytes.next().unwrap_or_default().into())).await,
+            6 => match bytes.next().unwrap_or_default() {
+                percent @ 200.. => {
+                    let failure_percent = (percent < 255).then(|| u32::from(percent - 199));
+                    rules = Rules { failure_percent, ..rules };
+                    let settings = rules.breaker().settings();
+                    breaker.reconfigure(settings).expect("the rules are valid settings");
+                    reference.reconfigure(rules);
+                }
+                ticks => advance(TICK * u32::from(ticks)).await,
+            },
+            _ => match bytes.next().unwrap_or_default() {
+                hand @ 251.. => {
+                    let state = BY_HAND[usize::from(hand - 251)];
+                    force(&breaker, state);
+                    reference.force(state);
+                }
+                seconds => advance(Duration::from_secs(seconds.into())).await,
+            },
         }
         if out.len() > MOST_OUT {
             let (permit, pass) = out.pop_front().expect("it is not empty");

@@ -98,6 +98,18 @@ impl App {
             .with_context(|| format!("cannot read {}", self.log.display()))
     }
 
+    /// Stops it for as long as `meanwhile` takes, as a debugger or a full machine would: nothing of it runs.
+    ///
+    /// # Errors
+    ///
+    /// If the system refuses.
+    pub fn stopped<T>(&self, meanwhile: impl FnOnce() -> T) -> Result<T> {
+        self.process.signal_tree(Signal::STOP)?;
+        let result = meanwhile();
+        self.process.signal_tree(Signal::CONT)?;
+        Ok(result)
+    }
+
     /// Tells it to end, and nothing more.
     ///
     /// # Errors
