@@ -68,11 +68,20 @@ impl Judge<'_> {
         if let Some(circuit) = &self.circuits[service] {
             circuit.check(at, look)?;
         }
+        let laws = self.service_laws(service);
+        if let (Some(adaptive), Some((most, _))) = (&laws.adaptive, laws.bulkhead) {
+            require(11, (adaptive.min..=most).contains(&look.limit), || {
+                format!("the limit is not within {} and {most}", adaptive.min)
+            })?;
+            self.reached.note_if(look.limit > adaptive.initial, Cell::LimitRaised);
+            self.reached.note_if(look.limit < adaptive.initial, Cell::LimitCut);
+        }
         if let (Some((places, _)), 0) = (self.service_laws(service).bulkhead, look.waiting) {
             let in_flight = self.in_flight(service);
             // While tasks are ready, a place may have been handed to one that has not run yet.
             let accounted = look.places + in_flight;
-            let whole = if task == crate::trace::NOBODY {
+            // An attempt that is delayed on purpose has its place, and nobody sees it.
+            let whole = if task == crate::trace::NOBODY && laws.chaos.is_none() {
                 accounted == places
             } else {
                 accounted <= places

@@ -7,12 +7,15 @@ use std::time::Duration;
 
 use fastrand::Rng;
 use resilience_core::{
-    Attempt, Blame, Bulkhead, Call, CallError, CircuitBreaker, CircuitOpen, CircuitState, Deadline,
-    Drained, Outcome, Permit, Pipeline, Replay, RetryBudget, RetryPolicy, Verdict,
+    AdaptiveLimit, Attempt, Blame, Bulkhead, Call, CallError, CircuitBreaker, CircuitOpen,
+    CircuitState, Deadline, Drained, LoadShedder, Outcome, Permit, Pipeline, Prioritizer, Priority,
+    Replay, RetryBudget, RetryPolicy, Throttle, Timeout, Verdict,
 };
 use tokio::time::{Instant, sleep};
 
-use crate::laws::{BreakerLaws, Case, Hand, Laws, ServiceLaws, longest_open};
+use crate::laws::{
+    AdaptiveLaws, BreakerLaws, BudgetLaws, Case, Hand, Laws, ServiceLaws, longest_open,
+};
 use crate::service::{Answer, Behaviour, Fault, Script, serve};
 use crate::trace::{self, End, Fact, Kind, Look, OpenCall, Planned, record};
 use crate::world::{Role, jump, spawn};
@@ -35,6 +38,7 @@ struct Service {
     pipeline: Pipeline,
     breaker: Option<CircuitBreaker>,
     bulkhead: Option<Bulkhead>,
+    adaptive: Option<(AdaptiveLimit, usize)>,
     script: Script,
     deadline: Duration,
 }
@@ -44,6 +48,7 @@ struct Service {
 struct Plan {
     service: usize,
     kind: Kind,
+    priority: Priority,
     start: Duration,
     deadline: Option<Duration>,
     scope: Option<Duration>,
@@ -56,8 +61,7 @@ impl Scene {
     pub(crate) fn draw(rng: &mut Rng, case: Case) -> (Rc<Self>, Laws) {
         let innocent = case != Case::Any;
         let laws = Laws::draw(rng, case);
-        let budgets = laws.budgets.iter().map(|(ratio, burst)| RetryBudget::new(*ratio, *burst));
-        let budgets: Vec<_> = budgets.map(|budget| budget.expect("drawn within range")).collect();
+        let budgets: Vec<_> = laws.budgets.iter().map(build_budget).collect();
         let mut services = Vec::new();
         for (index, settings) in laws.services.iter().enumerate() {
             let script = match innocent {
@@ -95,6 +99,7 @@ impl Scene {
             let plan = Plan {
                 service,
                 kind: [Kind::Read, Kind::Write, Kind::WriteIdempotent][rng.usize(..3)],
+                priority: Priority::ALL[rng.usize(..5)],
                 // In herds, so that they meet.
                 start: Duration::from_millis(rng.u64(..herds) * 100 + rng.u64(..20)),
                 deadline: maybe(rng, 4, 0, 1_500),
@@ -187,7 +192,7 @@ impl Scene {
             Kind::Write => Call::write(),
             Kind::WriteIdempotent => Call::write_idempotent(),
         };
-        let call = own.map_or(call, |deadline| call.by(deadline));
+        let call = own.map_or(call, |deadline| call.by(deadline)).rank(plan.priority);
         let id = open.id;
         let operation = |attempt| self.attempt(plan, id, attempt);
         let Some(fallback) = plan.fallback else {
@@ -286,8 +291,9 @@ impl Scene {
                 probes_out: snapshot.is_some_and(|seen| {
                     seen.state == CircuitState::HalfOpen && seen.retry_after.is_some()
                 }),
-                places: service.bulkhead.as_ref().map_or(0, Bulkhead::available),
-                waiting: service.bulkhead.as_ref().map_or(0, Bulkhead::waiting),
+                places: service.places(),
+                waiting: service.waiting(),
+                limit: service.adaptive.as_ref().map_or(0, |(limit, _)| limit.limit()),
             };
             if happened || looks[index] != Some(look) {
                 record(Fact::Seen { task: trace::task(), service: index, look });
@@ -330,6 +336,20 @@ impl Scene {
 }
 
 impl Service {
+    /// Places that are free, of the most there may be.
+    fn places(&self) -> usize {
+        match (&self.bulkhead, &self.adaptive) {
+            (Some(bulkhead), _) => bulkhead.available(),
+            (None, Some((limit, most))) => most.saturating_sub(limit.in_flight()),
+            (None, None) => 0,
+        }
+    }
+
+    fn waiting(&self) -> usize {
+        let adaptive = self.adaptive.as_ref().map_or(0, |(limit, _)| limit.waiting());
+        self.bulkhead.as_ref().map_or(adaptive, Bulkhead::waiting)
+    }
+
     fn build(
         index: usize,
         laws: &ServiceLaws,
@@ -341,6 +361,7 @@ impl Service {
         let breaker = laws.breaker.as_ref().map(|laws| build_breaker(&name, laws));
         let bulkhead = laws
             .bulkhead
+            .filter(|_| laws.adaptive.is_none())
             .map(|(places, wait)| Bulkhead::new(&*name, places, wait).expect("drawn within range"));
         let mut retry = RetryPolicy::builder()
             .max_retries(laws.max_retries)
@@ -353,7 +374,7 @@ impl Service {
         }
         let mut pipeline = Pipeline::builder(&*name)
             .deadline(laws.deadline)
-            .attempt_timeout(laws.attempt_timeout)
+            .timeout(build_timeout(laws, rng))
             .retry(retry.build().expect("drawn within range"));
         if let Some(breaker) = &breaker {
             pipeline = pipeline.breaker(breaker.clone());
@@ -361,9 +382,72 @@ impl Service {
         if let Some(bulkhead) = &bulkhead {
             pipeline = pipeline.bulkhead(bulkhead.clone());
         }
+        let adaptive = laws
+            .adaptive
+            .as_ref()
+            .zip(laws.bulkhead)
+            .map(|(laws, (most, wait))| (build_adaptive(&name, laws, most, wait), most));
+        if let Some((limit, _)) = &adaptive {
+            pipeline = pipeline.adaptive_limit(limit.clone());
+        }
+        if let Some(laws) = &laws.throttle {
+            let throttle = Throttle::builder(&*name)
+                .window(laws.window)
+                .multiplier(laws.multiplier)
+                .max_rejection(laws.max_rejection)
+                .seed(rng.u64(..));
+            pipeline = pipeline.throttle(throttle.build().expect("drawn within range"));
+        }
+        if let Some(limit) = laws.shed {
+            let shedder = LoadShedder::new(&*name, &Prioritizer::new(), limit);
+            pipeline = pipeline.shed(shedder.expect("drawn within range"));
+        }
+        #[cfg(feature = "chaos")]
+        if let Some(laws) = &laws.chaos {
+            let chaos = resilience_core::Chaos::builder(&*name)
+                .faults(laws.faults)
+                .latency(laws.delayed, Duration::ZERO..=laws.delay)
+                .enabled(laws.enabled)
+                .seed(rng.u64(..));
+            pipeline = pipeline.chaos(chaos.build().expect("drawn within range"));
+        }
         let pipeline = pipeline.build().expect("drawn within range");
-        Self { pipeline, breaker, bulkhead, script, deadline: laws.deadline }
+        Self { pipeline, breaker, bulkhead, adaptive, script, deadline: laws.deadline }
     }
+}
+
+fn build_budget(laws: &BudgetLaws) -> RetryBudget {
+    let budget = RetryBudget::builder().ratio(laws.ratio).burst(laws.burst);
+    let budget = budget.floor_rate(laws.floor_rate);
+    let budget = match laws.throttling {
+        Some((ratio, burst)) => budget.throttling(ratio, burst),
+        None => budget,
+    };
+    budget.build().expect("drawn within range")
+}
+
+fn build_timeout(laws: &ServiceLaws, rng: &mut Rng) -> Timeout {
+    let Some(most) = laws.learned_up_to else {
+        return Timeout::fixed(laws.attempt_timeout).expect("drawn within range");
+    };
+    let learned = Timeout::learned()
+        .quantile([0.5, 0.9, 0.99][rng.usize(..3)])
+        .factor(1.5 + rng.f64())
+        .min(laws.attempt_timeout)
+        .max(most)
+        .min_samples(rng.u32(1..10));
+    learned.build().expect("drawn within range")
+}
+
+fn build_adaptive(name: &str, laws: &AdaptiveLaws, most: usize, wait: Duration) -> AdaptiveLimit {
+    let small = |count: usize| u32::try_from(count).expect("it is small");
+    let limit = AdaptiveLimit::builder(name)
+        .algorithm(laws.algorithm)
+        .min(small(laws.min))
+        .max(small(most))
+        .initial(small(laws.initial))
+        .wait(wait);
+    limit.build().expect("drawn within range")
 }
 
 fn build_breaker(name: &str, laws: &BreakerLaws) -> CircuitBreaker {
@@ -449,6 +533,9 @@ fn tell(open: OpenCall, result: Result<(), CallError<Fault>>) -> Result<(), Faul
             (End::CircuitOpen, Verdict::service(Replay::Safe).after(open.retry_after))
         }
         Err(CallError::BulkheadFull(_)) => (End::BulkheadFull, refused),
+        Err(CallError::Throttled(_)) => (End::Throttled, refused),
+        Err(CallError::Shed(_)) => (End::Shed, refused),
+        Err(CallError::Injected(_)) => (End::Injected, Verdict::service(Replay::Safe)),
         Err(CallError::Draining(_)) => (End::Draining, refused),
         Err(_) => (End::OtherRefusal, refused),
     };

@@ -34,6 +34,9 @@ pub(crate) enum End {
     DeadlineExceeded,
     CircuitOpen,
     BulkheadFull,
+    Throttled,
+    Shed,
+    Injected,
     Draining,
     OtherRefusal,
     FallbackError,
@@ -48,6 +51,8 @@ pub(crate) struct Look {
     pub(crate) probes_out: bool,
     pub(crate) places: usize,
     pub(crate) waiting: usize,
+    /// The limit now, where it moves.
+    pub(crate) limit: usize,
 }
 
 /// One thing that happened. Times count from the start of the run.
