@@ -8,8 +8,8 @@ use std::time::Duration;
 use fastrand::Rng;
 use resilience_core::{
     AdaptiveLimit, Attempt, Blame, Bulkhead, Call, CallError, CircuitBreaker, CircuitOpen,
-    CircuitState, Deadline, Drained, LoadShedder, Outcome, Permit, Pipeline, Prioritizer, Priority,
-    Replay, RetryBudget, RetryPolicy, Throttle, Timeout, Verdict,
+    CircuitState, Deadline, Drained, Hedge, LoadShedder, Outcome, Permit, Pipeline, Prioritizer,
+    Priority, Replay, RetryBudget, RetryPolicy, Throttle, Timeout, Verdict,
 };
 use tokio::time::{Instant, sleep};
 
@@ -39,6 +39,7 @@ struct Service {
     breaker: Option<CircuitBreaker>,
     bulkhead: Option<Bulkhead>,
     adaptive: Option<(AdaptiveLimit, usize)>,
+    hedge: Option<Hedge>,
     script: Script,
     deadline: Duration,
 }
@@ -96,6 +97,8 @@ impl Scene {
             let maybe = |rng: &mut Rng, of: u8, from, to| {
                 (!innocent && rng.u8(..of) == 0).then(|| Duration::from_millis(rng.u64(from..to)))
             };
+            // What runs twice at once within one task could not be told apart.
+            let hedged = self.services[service].hedge.is_some();
             let plan = Plan {
                 service,
                 kind: [Kind::Read, Kind::Write, Kind::WriteIdempotent][rng.usize(..3)],
@@ -105,7 +108,7 @@ impl Scene {
                 deadline: maybe(rng, 4, 0, 1_500),
                 scope: maybe(rng, 6, 1, 2_000),
                 fallback: (rng.u8(..4) == 0).then(|| draw_fallback(rng)),
-                inner: (rng.u8(..3) == 0 && service + 1 < services && !innocent)
+                inner: (rng.u8(..3) == 0 && service + 1 < services && !innocent && !hedged)
                     .then(|| rng.usize(service + 1..services)),
             };
             let drop_after = (rng.u8(..6) == 0).then(|| rng.u32(1..6));
@@ -294,6 +297,7 @@ impl Scene {
                 places: service.places(),
                 waiting: service.waiting(),
                 limit: service.adaptive.as_ref().map_or(0, |(limit, _)| limit.limit()),
+                hedges: service.hedge.as_ref().map_or(0, |hedge| hedge.counts().started),
             };
             if happened || looks[index] != Some(look) {
                 record(Fact::Seen { task: trace::task(), service: index, look });
@@ -402,6 +406,21 @@ impl Service {
             let shedder = LoadShedder::new(&*name, &Prioritizer::new(), limit);
             pipeline = pipeline.shed(shedder.expect("drawn within range"));
         }
+        let hedge = laws.hedge.as_ref().map(|laws| {
+            let budget = budgets[laws.budget].clone();
+            let hedge = Hedge::builder().delay(laws.delay).max_hedges(laws.max_hedges);
+            hedge.budget(budget).build().expect("drawn within range")
+        });
+        if let Some(hedge) = &hedge {
+            pipeline = pipeline.hedge(hedge.clone());
+        }
+        #[cfg(feature = "rate-limit")]
+        if let Some(laws) = &laws.rate {
+            let limiter = resilience_core::RateLimiter::builder(&*name, laws.calls, laws.time)
+                .burst(laws.burst)
+                .queue(laws.queue);
+            pipeline = pipeline.rate_limit(limiter.build().expect("drawn within range"));
+        }
         #[cfg(feature = "chaos")]
         if let Some(laws) = &laws.chaos {
             let chaos = resilience_core::Chaos::builder(&*name)
@@ -412,7 +431,7 @@ impl Service {
             pipeline = pipeline.chaos(chaos.build().expect("drawn within range"));
         }
         let pipeline = pipeline.build().expect("drawn within range");
-        Self { pipeline, breaker, bulkhead, adaptive, script, deadline: laws.deadline }
+        Self { pipeline, breaker, bulkhead, adaptive, hedge, script, deadline: laws.deadline }
     }
 }
 
@@ -534,6 +553,7 @@ fn tell(open: OpenCall, result: Result<(), CallError<Fault>>) -> Result<(), Faul
         }
         Err(CallError::BulkheadFull(_)) => (End::BulkheadFull, refused),
         Err(CallError::Throttled(_)) => (End::Throttled, refused),
+        Err(CallError::RateLimited(_)) => (End::RateLimited, refused),
         Err(CallError::Shed(_)) => (End::Shed, refused),
         Err(CallError::Injected(_)) => (End::Injected, Verdict::service(Replay::Safe)),
         Err(CallError::Draining(_)) => (End::Draining, refused),
