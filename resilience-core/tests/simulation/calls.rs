@@ -401,8 +401,9 @@ impl Judge<'_> {
         known.scheduled += 1;
         self.loads[known.service].scheduled += 1;
         if attempts > known.attempts && self.laws.services[known.service].chaos.is_some() {
-            // An attempt that nobody saw: a fault was put in place of it.
-            known.last = Some(Last { own_trouble: false, retry_after: None, injected: true });
+            // An attempt that nobody saw: a fault was put in place of it, or it was cut off while it was delayed.
+            let own_trouble = self.stalled_until.is_some();
+            known.last = Some(Last { own_trouble, retry_after: None, injected: true });
             self.failures[known.service] += 1;
         }
         let known = &self.calls[call];
