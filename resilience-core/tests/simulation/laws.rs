@@ -67,6 +67,7 @@ pub(crate) struct ServiceLaws {
 
 /// So many calls in so much time, and so many at once.
 #[derive(Clone, Debug)]
+#[cfg_attr(not(feature = "rate-limit"), expect(dead_code, reason = "without it none is built"))]
 pub(crate) struct RateLaws {
     pub(crate) calls: u32,
     pub(crate) time: Duration,
@@ -97,6 +98,7 @@ pub(crate) struct AdaptiveLaws {
 }
 
 #[derive(Clone, Debug)]
+#[cfg_attr(not(feature = "chaos"), expect(dead_code, reason = "without it none is built"))]
 pub(crate) struct ChaosLaws {
     pub(crate) faults: f64,
     pub(crate) delayed: f64,
