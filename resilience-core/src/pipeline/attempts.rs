@@ -220,7 +220,9 @@ impl Layers {
                 let ended = Instant::now();
                 // Nor is it the service's fault if our own queue took a good part of the time it
                 // needed, or if this process stood still.
-                let waited = now - *asked;
+                // The first has waited for the rate limit too.
+                let asked = if attempt.number == 1 { record.started } else { *asked };
+                let waited = now - asked;
                 let starved = limit < setting && waited > (waited + limit) / 4;
                 // The heart is too slow to see what befalls a short attempt: its own timer tells.
                 let late = ended.saturating_duration_since(until.instant());

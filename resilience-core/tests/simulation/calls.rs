@@ -40,6 +40,13 @@ pub(crate) struct CallLedger {
     pub(crate) fell_back: bool,
     /// Whether a pipeline within the last attempt spent all its attempts and failed.
     inner_spent: bool,
+    /// Retries that were to be made.
+    scheduled: u32,
+    /// Whether an answer came that ends it.
+    decided: bool,
+    /// Whether this process was to blame for any of its failures, and the longest that it was asked to wait.
+    any_own_trouble: bool,
+    longest_asked: Duration,
 }
 
 /// An attempt in flight.
@@ -92,6 +99,10 @@ impl CallLedger {
             cut_unfairly: false,
             fell_back: false,
             inner_spent: false,
+            scheduled: 0,
+            decided: false,
+            any_own_trouble: false,
+            longest_asked: Duration::ZERO,
         }
     }
 
@@ -132,15 +143,24 @@ impl Judge<'_> {
         })?;
         let attempts = known.attempts + 1;
         let in_turn = number == attempts || (laws.chaos.is_some() && number > attempts);
-        require(3, in_turn && number <= laws.max_retries + 1, || {
+        let hedges = laws.hedge.as_ref().filter(|_| known.kind != Kind::Write);
+        let hedges = hedges.map(|hedge| hedge.max_hedges);
+        let allowed = match hedges {
+            // Each has retries of its own.
+            Some(hedges) => 1 + hedges + known.scheduled,
+            None => laws.max_retries + 1,
+        };
+        require(3, in_turn && number <= allowed, || {
             format!("attempt {number} of {} after {attempts}", laws.max_retries + 1)
         })?;
-        require(7, known.running.is_empty(), || "it runs twice at once".to_owned())?;
+        require(7, known.running.is_empty() || hedges.is_some(), || {
+            "it runs twice at once".to_owned()
+        })?;
         let learned = attempt.deadline < latest;
         require(9, !known.draining, || "an attempt began after the drain".to_owned())?;
         if number > 1 {
             let due = known.due.unwrap_or(Duration::MAX);
-            require(4, at >= due, || format!("a retry began before {due:?}"))?;
+            require(4, at >= due || hedges.is_some(), || format!("a retry began before {due:?}"))?;
             require(7, known.kind != Kind::Write || !known.may_have_run, || {
                 "a write was sent again that may have run".to_owned()
             })?;
@@ -154,10 +174,28 @@ impl Judge<'_> {
             self.reached.note_if(known.has_inner, Cell::OuterRepeated);
             let own_trouble = known.last.is_some_and(|last| last.own_trouble);
             self.reached.note_if(own_trouble, Cell::RetriedOwnTrouble);
-            self.spend(at, call, |spending| {
-                spending.made += 1;
-                spending.made
+            if hedges.is_none() {
+                self.spend(at, call, |spending| {
+                    spending.made += 1;
+                })?;
+            }
+        }
+        self.reached.note_if(!self.calls[call].running.is_empty(), Cell::Hedged);
+        let probing = self.is_half_open(service) && !self.calls[call].running.is_empty();
+        self.reached.note_if(probing, Cell::HedgeProbe);
+        let first = self.calls[call].attempts == 0;
+        let load = &mut self.loads[service];
+        load.calls += u64::from(first);
+        load.more += u64::from(!first);
+        if let (Some(rate), true) = (&laws.rate, first) {
+            let interval = rate.time.as_secs_f64() / f64::from(rate.calls);
+            let most = f64::from(rate.burst) + at.as_secs_f64() / interval + 1e-6;
+            let calls = self.loads[service].calls;
+            require(3, calls as f64 <= most, || {
+                format!("{calls} calls came, of {most} at the most")
             })?;
+            let waited = laws.shed.is_none() && at > self.calls[call].began;
+            self.reached.note_if(waited && laws.bulkhead.is_none(), Cell::RateAwaited);
         }
         if number == 1 && laws.chaos.is_none() {
             self.deposit(service);
@@ -189,7 +227,10 @@ impl Judge<'_> {
 
     /// Counts a call for what pays for the retries of its service.
     pub(crate) fn deposit(&mut self, service: usize) {
-        if let Some(budget) = self.service_laws(service).budget {
+        let laws = self.service_laws(service);
+        let hedges = laws.hedge.as_ref().map(|hedge| hedge.budget);
+        let hedges = hedges.filter(|budget| Some(*budget) != laws.budget);
+        for budget in laws.budget.into_iter().chain(hedges) {
             self.budgets[budget].iter_mut().for_each(|spending| spending.calls += 1);
         }
     }
@@ -199,19 +240,43 @@ impl Judge<'_> {
         &mut self,
         at: Duration,
         call: usize,
-        count: impl FnOnce(&mut crate::promises::Spending) -> u64,
+        count: impl FnOnce(&mut crate::promises::Spending),
     ) -> Result<(), Broken> {
         let known = &self.calls[call];
         let free = known.last.is_some_and(|last| last.own_trouble);
         let budget = self.service_laws(known.service).budget.filter(|_| !free);
         let Some(budget) = budget else { return Ok(()) };
+        let hedged = self.is_hedged(call);
         let laws = &self.laws.budgets[budget];
+        if hedged && (known.any_own_trouble || laws.throttling.is_some()) {
+            // It may be the retry of another attempt, that is free, or paid from another share.
+            return Ok(());
+        }
         let throttled = known.last.is_some_and(|last| last.retry_after.is_some());
         let own_share = laws.throttling.filter(|_| throttled);
+        count(&mut self.budgets[budget][usize::from(own_share.is_some())]);
+        self.reached.note_if(own_share.is_some(), Cell::ThrottlingPaid);
+        self.check_budget(at, budget, own_share)
+    }
+
+    /// Whether a call may be in flight more than once.
+    pub(crate) fn is_hedged(&self, call: usize) -> bool {
+        let known = &self.calls[call];
+        self.service_laws(known.service).hedge.is_some() && known.kind != Kind::Write
+    }
+
+    /// Compares what a budget, or the share of throttled calls in it, gave with what it was paid.
+    pub(crate) fn check_budget(
+        &mut self,
+        at: Duration,
+        budget: usize,
+        own_share: Option<(f64, u32)>,
+    ) -> Result<(), Broken> {
+        let laws = &self.laws.budgets[budget];
         let (ratio, burst) = own_share.unwrap_or((laws.ratio, laws.burst));
         let floor_rate = if own_share.is_some() { 0.0 } else { laws.floor_rate };
-        let spending = &mut self.budgets[budget][usize::from(own_share.is_some())];
-        let spent = count(spending) * RETRY;
+        let spending = &self.budgets[budget][usize::from(own_share.is_some())];
+        let spent = (spending.made.max(spending.scheduled) + spending.hedges) * RETRY;
         #[expect(
             clippy::cast_possible_truncation,
             clippy::cast_sign_loss,
@@ -223,7 +288,6 @@ impl Judge<'_> {
         };
         let without_floor = spending.calls * share + u64::from(burst) * RETRY;
         let owed = without_floor + floor;
-        self.reached.note_if(own_share.is_some(), Cell::ThrottlingPaid);
         self.reached.note_if(spent > without_floor, Cell::FloorPaid);
         require(3, spent <= owed, || format!("{spent} of {owed} millionths of a retry are spent"))
     }
@@ -265,7 +329,10 @@ impl Judge<'_> {
         let verdict = answer.0.map(|fault| fault.verdict);
         let proven = |replay| matches!(replay, Replay::Safe | Replay::Transaction);
         known.may_have_run |= !verdict.is_some_and(|verdict| proven(verdict.replay));
+        known.decided |= verdict.is_none_or(|verdict| verdict.replay == Replay::Never);
         if let Some(verdict) = verdict {
+            known.any_own_trouble |= verdict.blame == Blame::Local || stalled;
+            known.longest_asked = known.longest_asked.max(verdict.retry_after.unwrap_or_default());
             let own_trouble = verdict.blame == Blame::Local || stalled;
             let retry_after = verdict.retry_after;
             known.last = Some(Last { own_trouble, retry_after, injected: false });
@@ -276,6 +343,7 @@ impl Judge<'_> {
     }
 
     pub(crate) fn cut(&mut self, at: Duration, call: usize, number: u32) -> Result<(), Broken> {
+        let hedged = self.is_hedged(call);
         let known = &mut self.calls[call];
         known.may_have_run = true;
         if self.dropped.contains(&known.task) {
@@ -286,7 +354,14 @@ impl Judge<'_> {
         let Some(cut) = cut.copied() else {
             return require(9, false, || "an attempt ended twice".to_owned());
         };
+        if known.decided && at < cut.deadline {
+            require(9, hedged, || "an attempt was dropped after its answer".to_owned())?;
+            self.reached.note(Cell::HedgeLost);
+            self.attempt_ended(at, call, number, Effect::Neutral);
+            return Ok(());
+        }
         known.cut_unfairly = cut.stalled;
+        known.any_own_trouble |= cut.stalled;
         require(9, at >= cut.deadline, || format!("an attempt was cut before {:?}", cut.deadline))?;
         if at < known.primary_deadline() {
             let (own_trouble, retry_after) = (cut.stalled, None);
@@ -305,6 +380,8 @@ impl Judge<'_> {
     pub(crate) fn attempt_ended(&mut self, at: Duration, call: usize, number: u32, effect: Effect) {
         let known = &mut self.calls[call];
         known.running.retain(|running| running.number != number);
+        let outlived = !known.running.is_empty() && effect == Effect::Failure;
+        self.reached.note_if(outlived, Cell::HedgeOutlived);
         self.failures[known.service] +=
             u64::from(matches!(effect, Effect::Failure | Effect::Perhaps));
         if let Some(circuit) = &mut self.circuits[known.service] {
@@ -321,22 +398,32 @@ impl Judge<'_> {
     ) -> Result<(), Broken> {
         let known = &mut self.calls[call];
         known.due = Some(at + delay);
+        known.scheduled += 1;
+        self.loads[known.service].scheduled += 1;
         if attempts > known.attempts && self.laws.services[known.service].chaos.is_some() {
-            // An attempt that nobody saw: a fault was put in place of it.
-            known.last = Some(Last { own_trouble: false, retry_after: None, injected: true });
+            // An attempt that nobody saw: a fault was put in place of it, or it was cut off while it was delayed.
+            let own_trouble = self.stalled_until.is_some();
+            known.last = Some(Last { own_trouble, retry_after: None, injected: true });
             self.failures[known.service] += 1;
         }
         let known = &self.calls[call];
         let laws = self.service_laws(known.service);
         let unseen = attempts > known.attempts && laws.chaos.is_some();
-        require(5, attempts == known.attempts || unseen, || {
+        let hedged = self.is_hedged(call);
+        let fewer = hedged && attempts < known.attempts;
+        require(5, attempts == known.attempts || unseen || fewer, || {
             format!("{} were made", known.attempts)
         })?;
         let last = known.last;
         require(4, last.is_some(), || "there is nothing to repeat".to_owned())?;
         let retry_after = last.and_then(|last| last.retry_after).unwrap_or_default();
         // Spread, so that those who were told the same time do not all come at once.
-        let longest = laws.max_delay.max(retry_after + retry_after / 2);
+        let (retry_after, asked) = match hedged {
+            // It may be the retry of any of its attempts.
+            true => (Duration::ZERO, known.longest_asked),
+            false => (retry_after, retry_after),
+        };
+        let longest = laws.max_delay.max(asked + asked / 2);
         require(4, (retry_after..=longest).contains(&delay), || {
             format!("the wait is not within {retry_after:?} and {longest:?}")
         })?;
@@ -352,7 +439,6 @@ impl Judge<'_> {
         self.reached.note_if(delay > laws.max_delay, Cell::RetryAfterBeyondCap);
         self.spend(at, call, |spending| {
             spending.scheduled += 1;
-            spending.scheduled
         })
     }
 
@@ -367,7 +453,8 @@ impl Judge<'_> {
                 | End::Throttled
                 | End::Shed
         );
-        require(6, end != End::Shed || known.attempts == 0, || "a shed call was made".to_owned())?;
+        let early = matches!(end, End::Shed | End::RateLimited);
+        require(6, !early || known.attempts == 0, || "a shed call was made".to_owned())?;
         let failed_before = laws.chaos.is_some() || self.failures[known.service] > 0;
         require(12, end != End::Throttled || failed_before, || {
             "a service was spared that had not failed".to_owned()
@@ -406,13 +493,14 @@ impl Judge<'_> {
                     End::AttemptTimeout => known.last.is_some_and(|last| last.own_trouble),
                     _ => known.cut_unfairly,
                 };
-                let ours = ours || laws.chaos.is_some();
+                let ours = ours || laws.chaos.is_some() || self.is_hedged(call);
                 outcome == CallOutcome::Timeout || (ours && outcome == CallOutcome::LocalError)
             }
             (End::CircuitOpen, Some(outcome)) => outcome == CallOutcome::CircuitOpen,
-            (End::BulkheadFull | End::Throttled | End::Shed | End::Draining, Some(outcome)) => {
-                outcome == CallOutcome::Rejected
-            }
+            (
+                End::BulkheadFull | End::Throttled | End::RateLimited | End::Shed | End::Draining,
+                Some(outcome),
+            ) => outcome == CallOutcome::Rejected,
             (End::Injected, Some(outcome)) => outcome == CallOutcome::ServiceError,
             (End::OtherRefusal | End::FallbackError, Some(_)) => true,
         };
@@ -440,6 +528,7 @@ impl Judge<'_> {
             ),
             (Cell::Injected, end == End::Injected),
             (Cell::Shed, end == End::Shed),
+            (Cell::RateLimited, end == End::RateLimited),
             (Cell::RefusedDraining, end == End::Draining),
             (Cell::DeadlineBeforeAttempt, end == End::DeadlineExceeded && known.attempts == 0),
             (Cell::LastErrorAtDeadline, inner && at >= known.primary_deadline()),

@@ -63,6 +63,13 @@ cells! {
     ShedWithFallback: "shed: refused, and a fallback took over",
     LimitLearned: "learned timeout: below the most",
     CutByLearned: "learned timeout: an attempt cut off below the most",
+    Hedged: "hedge: an attempt beside another of the same call",
+    HedgeLost: "hedge: an attempt dropped, for another had the answer",
+    HedgeOutlived: "hedge: an attempt that went on when another had failed",
+    HedgePaid: "hedge: paid for from a budget",
+    HedgeProbe: "hedge: a probe",
+    RateLimited: "rate limit: refused",
+    RateAwaited: "rate limit: waited for a turn and got it",
     RetryAfterBeyondCap: "retry: the service asked for more than max_delay",
     UncertainWrite: "retry: a write that may have run, not repeated",
     OpenEndedRetries: "retry: the circuit opened, the last real error came back",
@@ -127,7 +134,8 @@ impl Coverage {
     /// The states that were never reached.
     pub(crate) fn missing(&self) -> Vec<&'static str> {
         let reached = WHAT.iter().zip(&self.0);
-        let features = [("chaos:", cfg!(feature = "chaos"))];
+        let features =
+            [("chaos:", cfg!(feature = "chaos")), ("rate limit:", cfg!(feature = "rate-limit"))];
         let possible =
             |what: &str| features.iter().all(|(room, there)| *there || !what.starts_with(room));
         reached

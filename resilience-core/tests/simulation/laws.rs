@@ -60,7 +60,27 @@ pub(crate) struct ServiceLaws {
     pub(crate) adaptive: Option<AdaptiveLaws>,
     /// How many calls may be worked on at once before others are shed.
     pub(crate) shed: Option<usize>,
+    pub(crate) rate: Option<RateLaws>,
+    pub(crate) hedge: Option<HedgeLaws>,
     pub(crate) chaos: Option<ChaosLaws>,
+}
+
+/// So many calls in so much time, and so many at once.
+#[derive(Clone, Debug)]
+#[cfg_attr(not(feature = "rate-limit"), expect(dead_code, reason = "without it none is built"))]
+pub(crate) struct RateLaws {
+    pub(crate) calls: u32,
+    pub(crate) time: Duration,
+    pub(crate) burst: u32,
+    pub(crate) queue: u32,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct HedgeLaws {
+    /// A fixed delay.
+    pub(crate) delay: Duration,
+    pub(crate) max_hedges: u32,
+    pub(crate) budget: usize,
 }
 
 #[derive(Clone, Debug)]
@@ -78,7 +98,7 @@ pub(crate) struct AdaptiveLaws {
 }
 
 #[derive(Clone, Debug)]
-#[cfg_attr(not(feature = "chaos"), expect(dead_code, reason = "without it nothing is drawn"))]
+#[cfg_attr(not(feature = "chaos"), expect(dead_code, reason = "without it none is built"))]
 pub(crate) struct ChaosLaws {
     pub(crate) faults: f64,
     pub(crate) delayed: f64,
@@ -160,6 +180,17 @@ impl ServiceLaws {
             let algorithm = [LimitAlgorithm::Aimd, LimitAlgorithm::Gradient][rng.usize(..2)];
             AdaptiveLaws { algorithm, min, initial: rng.usize(min..=places) }
         });
+        let rate = (rng.u8(..6) == 0).then(|| RateLaws {
+            calls: rng.u32(1..20),
+            time: millis(rng, 100, 2_000),
+            burst: rng.u32(1..6),
+            queue: rng.u32(..6),
+        });
+        let hedge = (!innocent && rng.u8(..5) == 0).then(|| HedgeLaws {
+            delay: millis(rng, 1, 200),
+            max_hedges: rng.u32(1..4),
+            budget: rng.usize(..2),
+        });
         let chaos = (!innocent && rng.u8(..8) == 0).then(|| ChaosLaws {
             faults: rng.f64(),
             delayed: rng.f64(),
@@ -172,7 +203,9 @@ impl ServiceLaws {
             throttle,
             adaptive,
             shed: (rng.u8(..4) == 0).then(|| rng.usize(1..4)),
-            chaos: chaos.filter(|_| cfg!(feature = "chaos")),
+            chaos: chaos.filter(|_| cfg!(feature = "chaos") && hedge.is_none()),
+            hedge,
+            rate: rate.filter(|_| cfg!(feature = "rate-limit")),
             latency: if innocent { attempt_timeout / 5 } else { millis(rng, 5, 120) },
             deadline,
             attempt_timeout,
@@ -188,7 +221,9 @@ impl ServiceLaws {
 impl ServiceLaws {
     /// Whether one can see from outside which attempts have leave of the circuit, and a place.
     pub(crate) fn is_watched(&self) -> bool {
-        self.chaos.is_none()
+        // While it has no attempt, a call may wait for its turn, or beside another attempt of its own.
+        let waits_elsewhere = self.rate.is_some() || self.hedge.is_some();
+        self.chaos.is_none() && !(waits_elsewhere && self.bulkhead.is_some())
     }
 }
 

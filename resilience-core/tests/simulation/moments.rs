@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::calls::CallLedger;
 use crate::coverage::Cell;
 use crate::ledger::Holder;
-use crate::promises::{Broken, Judge, require};
+use crate::promises::{Broken, Judge, Load, require};
 use crate::trace::Look;
 
 /// Tokio's timers keep whole milliseconds: none fires more than one late.
@@ -69,6 +69,20 @@ impl Judge<'_> {
             circuit.check(at, look)?;
         }
         let laws = self.service_laws(service);
+        if let Some(hedge) = &laws.hedge {
+            let load = &mut self.loads[service];
+            let started = look.hedges - load.hedges;
+            load.hedges = look.hedges;
+            let Load { more, scheduled, hedges, .. } = *load;
+            require(3, more <= scheduled + hedges, || {
+                format!("{more} attempts more than calls: {scheduled} retries, {hedges} hedges")
+            })?;
+            if started > 0 {
+                self.budgets[hedge.budget][0].hedges += started;
+                self.reached.note(Cell::HedgePaid);
+                self.check_budget(at, hedge.budget, None)?;
+            }
+        }
         if let (Some(adaptive), Some((most, _))) = (&laws.adaptive, laws.bulkhead) {
             require(11, (adaptive.min..=most).contains(&look.limit), || {
                 format!("the limit is not within {} and {most}", adaptive.min)

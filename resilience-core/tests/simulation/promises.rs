@@ -56,7 +56,18 @@ pub(crate) struct Judge<'a> {
     pub(crate) stalled_until: Option<Duration>,
     /// Attempts of each service that failed, or may have.
     pub(crate) failures: Vec<u64>,
+    /// What is known of the load on each service.
+    pub(crate) loads: Vec<Load>,
     pub(crate) reached: Coverage,
+}
+
+/// The calls that came to an attempt, the attempts beyond one for each, and what they are owed to.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Load {
+    pub(crate) calls: u64,
+    pub(crate) more: u64,
+    pub(crate) scheduled: u64,
+    pub(crate) hedges: u64,
 }
 
 /// What a budget was paid for, and what it gave.
@@ -66,6 +77,7 @@ pub(crate) struct Spending {
     /// Retries that were to be made, and those that were.
     pub(crate) scheduled: u64,
     pub(crate) made: u64,
+    pub(crate) hedges: u64,
 }
 
 impl<'a> Judge<'a> {
@@ -83,6 +95,7 @@ impl<'a> Judge<'a> {
             dropped: Vec::new(),
             stalled_until: None,
             failures: vec![0; laws.services.len()],
+            loads: vec![Load::default(); laws.services.len()],
             reached: Coverage::default(),
         }
     }
@@ -120,7 +133,10 @@ impl<'a> Judge<'a> {
                 let probing = self.is_half_open(self.calls[call].service);
                 self.reached.note(Cell::OperationPanicked);
                 self.reached.note_if(probing, Cell::ProbePanicked);
-                self.attempt_ended(at, call, number, Effect::Failure);
+                // Where it is hedged, another attempt may be to blame.
+                let hedged = self.is_hedged(call);
+                let effect = if hedged { Effect::Perhaps } else { Effect::Failure };
+                self.attempt_ended(at, call, number, effect);
                 Ok(())
             }
             Fact::Cut { call, number } => self.cut(at, call, number),

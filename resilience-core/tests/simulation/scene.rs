@@ -8,14 +8,13 @@ use std::time::Duration;
 use fastrand::Rng;
 use resilience_core::{
     AdaptiveLimit, Attempt, Blame, Bulkhead, Call, CallError, CircuitBreaker, CircuitOpen,
-    CircuitState, Deadline, Drained, LoadShedder, Outcome, Permit, Pipeline, Prioritizer, Priority,
-    Replay, RetryBudget, RetryPolicy, Throttle, Timeout, Verdict,
+    CircuitState, Deadline, Drained, Hedge, LoadShedder, Outcome, Permit, Pipeline, Prioritizer,
+    Priority, Replay, RetryBudget, RetryPolicy, Throttle, Verdict,
 };
 use tokio::time::{Instant, sleep};
 
-use crate::laws::{
-    AdaptiveLaws, BreakerLaws, BudgetLaws, Case, Hand, Laws, ServiceLaws, longest_open,
-};
+use crate::laws::{Case, Hand, Laws, ServiceLaws, longest_open};
+use crate::layers::{build_adaptive, build_breaker, build_budget, build_timeout};
 use crate::service::{Answer, Behaviour, Fault, Script, serve};
 use crate::trace::{self, End, Fact, Kind, Look, OpenCall, Planned, record};
 use crate::world::{Role, jump, spawn};
@@ -39,6 +38,7 @@ struct Service {
     breaker: Option<CircuitBreaker>,
     bulkhead: Option<Bulkhead>,
     adaptive: Option<(AdaptiveLimit, usize)>,
+    hedge: Option<Hedge>,
     script: Script,
     deadline: Duration,
 }
@@ -96,6 +96,8 @@ impl Scene {
             let maybe = |rng: &mut Rng, of: u8, from, to| {
                 (!innocent && rng.u8(..of) == 0).then(|| Duration::from_millis(rng.u64(from..to)))
             };
+            // What runs twice at once within one task could not be told apart.
+            let hedged = self.services[service].hedge.is_some();
             let plan = Plan {
                 service,
                 kind: [Kind::Read, Kind::Write, Kind::WriteIdempotent][rng.usize(..3)],
@@ -105,7 +107,7 @@ impl Scene {
                 deadline: maybe(rng, 4, 0, 1_500),
                 scope: maybe(rng, 6, 1, 2_000),
                 fallback: (rng.u8(..4) == 0).then(|| draw_fallback(rng)),
-                inner: (rng.u8(..3) == 0 && service + 1 < services && !innocent)
+                inner: (rng.u8(..3) == 0 && service + 1 < services && !innocent && !hedged)
                     .then(|| rng.usize(service + 1..services)),
             };
             let drop_after = (rng.u8(..6) == 0).then(|| rng.u32(1..6));
@@ -294,6 +296,7 @@ impl Scene {
                 places: service.places(),
                 waiting: service.waiting(),
                 limit: service.adaptive.as_ref().map_or(0, |(limit, _)| limit.limit()),
+                hedges: service.hedge.as_ref().map_or(0, |hedge| hedge.counts().started),
             };
             if happened || looks[index] != Some(look) {
                 record(Fact::Seen { task: trace::task(), service: index, look });
@@ -402,6 +405,21 @@ impl Service {
             let shedder = LoadShedder::new(&*name, &Prioritizer::new(), limit);
             pipeline = pipeline.shed(shedder.expect("drawn within range"));
         }
+        let hedge = laws.hedge.as_ref().map(|laws| {
+            let budget = budgets[laws.budget].clone();
+            let hedge = Hedge::builder().delay(laws.delay).max_hedges(laws.max_hedges);
+            hedge.budget(budget).build().expect("drawn within range")
+        });
+        if let Some(hedge) = &hedge {
+            pipeline = pipeline.hedge(hedge.clone());
+        }
+        #[cfg(feature = "rate-limit")]
+        if let Some(laws) = &laws.rate {
+            let limiter = resilience_core::RateLimiter::builder(&*name, laws.calls, laws.time)
+                .burst(laws.burst)
+                .queue(laws.queue);
+            pipeline = pipeline.rate_limit(limiter.build().expect("drawn within range"));
+        }
         #[cfg(feature = "chaos")]
         if let Some(laws) = &laws.chaos {
             let chaos = resilience_core::Chaos::builder(&*name)
@@ -412,71 +430,8 @@ impl Service {
             pipeline = pipeline.chaos(chaos.build().expect("drawn within range"));
         }
         let pipeline = pipeline.build().expect("drawn within range");
-        Self { pipeline, breaker, bulkhead, adaptive, script, deadline: laws.deadline }
+        Self { pipeline, breaker, bulkhead, adaptive, hedge, script, deadline: laws.deadline }
     }
-}
-
-fn build_budget(laws: &BudgetLaws) -> RetryBudget {
-    let budget = RetryBudget::builder().ratio(laws.ratio).burst(laws.burst);
-    let budget = budget.floor_rate(laws.floor_rate);
-    let budget = match laws.throttling {
-        Some((ratio, burst)) => budget.throttling(ratio, burst),
-        None => budget,
-    };
-    budget.build().expect("drawn within range")
-}
-
-fn build_timeout(laws: &ServiceLaws, rng: &mut Rng) -> Timeout {
-    let Some(most) = laws.learned_up_to else {
-        return Timeout::fixed(laws.attempt_timeout).expect("drawn within range");
-    };
-    let learned = Timeout::learned()
-        .quantile([0.5, 0.9, 0.99][rng.usize(..3)])
-        .factor(1.5 + rng.f64())
-        .min(laws.attempt_timeout)
-        .max(most)
-        .min_samples(rng.u32(1..10));
-    learned.build().expect("drawn within range")
-}
-
-fn build_adaptive(name: &str, laws: &AdaptiveLaws, most: usize, wait: Duration) -> AdaptiveLimit {
-    let small = |count: usize| u32::try_from(count).expect("it is small");
-    let limit = AdaptiveLimit::builder(name)
-        .algorithm(laws.algorithm)
-        .min(small(laws.min))
-        .max(small(most))
-        .initial(small(laws.initial))
-        .wait(wait);
-    limit.build().expect("drawn within range")
-}
-
-fn build_breaker(name: &str, laws: &BreakerLaws) -> CircuitBreaker {
-    let rules = laws.settings;
-    let mut breaker = CircuitBreaker::builder(name)
-        .window(rules.window)
-        .minimum_calls(rules.minimum_calls)
-        .reset_timeout(rules.reset_timeout)
-        .reset_timeout_jitter(rules.reset_timeout_jitter)
-        .success_threshold(rules.success_threshold)
-        .half_open_max_calls(rules.half_open_max_calls)
-        .probe_lease(rules.probe_lease);
-    breaker =
-        rules.fail_max.map_or(breaker.clone().without_fail_max(), |most| breaker.fail_max(most));
-    if let Some(rate) = rules.failure_rate {
-        breaker = breaker.failure_rate(rate);
-    }
-    if let Some(slow) = rules.slow_calls {
-        breaker = breaker.slow_call_rate(slow.rate, slow.slower_than);
-    }
-    if let Some(growth) = rules.reset_timeout_growth {
-        breaker = breaker.reset_timeout_growth(growth.factor, growth.max);
-    }
-    if let Some(time) = rules.recovery {
-        breaker = breaker.recovery(time);
-    }
-    let breaker = breaker.build().expect("drawn within range");
-    assert_eq!(breaker.settings(), rules);
-    breaker
 }
 
 /// Whether a circuit is held in its state by hand.
@@ -534,6 +489,7 @@ fn tell(open: OpenCall, result: Result<(), CallError<Fault>>) -> Result<(), Faul
         }
         Err(CallError::BulkheadFull(_)) => (End::BulkheadFull, refused),
         Err(CallError::Throttled(_)) => (End::Throttled, refused),
+        Err(CallError::RateLimited(_)) => (End::RateLimited, refused),
         Err(CallError::Shed(_)) => (End::Shed, refused),
         Err(CallError::Injected(_)) => (End::Injected, Verdict::service(Replay::Safe)),
         Err(CallError::Draining(_)) => (End::Draining, refused),

@@ -35,6 +35,7 @@ pub(crate) enum End {
     CircuitOpen,
     BulkheadFull,
     Throttled,
+    RateLimited,
     Shed,
     Injected,
     Draining,
@@ -53,6 +54,8 @@ pub(crate) struct Look {
     pub(crate) waiting: usize,
     /// The limit now, where it moves.
     pub(crate) limit: usize,
+    /// Hedges that were started.
+    pub(crate) hedges: u64,
 }
 
 /// One thing that happened. Times count from the start of the run.
