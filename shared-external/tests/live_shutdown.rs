@@ -47,7 +47,8 @@ fn a_manager_that_was_drained_is_not_taken_for_an_outage() {
             let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
             let address = listener.local_addr().unwrap();
             let grace = Duration::from_secs(20);
-            let serving = tokio::spawn(shared_external::axum::serve(listener, Router::new(), grace));
+            let serving =
+                tokio::spawn(shared_external::axum::serve(listener, Router::new(), grace));
             // It must listen to signals before the first one is sent.
             tokio::task::yield_now().await;
             println!("listening on {address}");
