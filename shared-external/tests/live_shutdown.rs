@@ -45,9 +45,14 @@ fn a_manager_that_was_drained_is_not_taken_for_an_outage() {
             });
             running.await.unwrap();
             let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-            println!("listening on {}", listener.local_addr().unwrap());
+            let address = listener.local_addr().unwrap();
             let grace = Duration::from_secs(20);
-            shared_external::axum::serve(listener, Router::new(), grace).await.unwrap();
+            let serving =
+                tokio::spawn(shared_external::axum::serve(listener, Router::new(), grace));
+            // It must listen to signals before the first one is sent.
+            tokio::task::yield_now().await;
+            println!("listening on {address}");
+            serving.await.unwrap().unwrap();
         });
         return;
     }

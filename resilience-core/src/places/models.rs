@@ -107,11 +107,26 @@ fn the_queue_has_no_more_than_its_bound() {
         take(&places).unwrap();
         let beside = Arc::clone(&places);
         let waits = thread::spawn(move || take(&beside).map(|()| beside.give_back()).is_ok());
-        let waited = places.queue_up().map(drop).is_ok();
+        let turn = places.queue_up().map(Option::unwrap);
+        assert!(places.waiting() <= 1);
+        let waited = turn.map(drop).is_ok();
         places.give_back();
         let refused = u64::from(!waits.join().unwrap()) + u64::from(!waited);
         assert!(refused <= 1);
         assert_eq!(places.rejected().queue_full, refused);
         assert_all_free(&places);
+    });
+}
+
+#[test]
+fn nobody_overtakes_who_waits() {
+    explore(|| {
+        let places = places(1, 1);
+        take(&places).unwrap();
+        let mut turn = pin!(places.queue_up().unwrap().unwrap());
+        race(&places, Places::give_back, |places| assert!(!places.try_take()));
+        let mut context = Context::from_waker(Waker::noop());
+        assert!(turn.as_mut().poll(&mut context).is_ready());
+        places.give_back();
     });
 }
