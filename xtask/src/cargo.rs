@@ -47,6 +47,20 @@ impl Cargo {
         self
     }
 
+    /// Runs it to its end, and ends this process with its exit code if it fails: it has said why.
+    ///
+    /// # Errors
+    ///
+    /// As [`run`](Self::run).
+    pub fn run_or_exit(&self) -> Result<()> {
+        let status = self.run(&[])?;
+        if status.success() {
+            return Ok(());
+        }
+        // Ended by a signal, it has no code: cargo's own for a failure.
+        std::process::exit(status.code().unwrap_or(101))
+    }
+
     /// Runs it to its end, with `more` variables that are not displayed.
     ///
     /// # Errors

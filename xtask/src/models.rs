@@ -24,12 +24,7 @@ impl Models {
     /// If cargo cannot be run.
     pub fn run(self) -> Result<()> {
         interrupt::catch()?;
-        let status = self.cargo().run(&[])?;
-        if status.success() {
-            return Ok(());
-        }
-        // Ended by a signal, it has no code: cargo's own for a failed test.
-        std::process::exit(status.code().unwrap_or(101))
+        self.cargo().run_or_exit()
     }
 
     /// Optimised, for there are millions of interleavings; but an overflow is still an error.

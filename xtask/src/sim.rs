@@ -29,12 +29,7 @@ impl Sim {
     /// If cargo cannot be run.
     pub fn run(self) -> Result<()> {
         interrupt::catch()?;
-        let status = self.cargo().run(&[])?;
-        if status.success() {
-            return Ok(());
-        }
-        // Ended by a signal, it has no code: cargo's own for a failure.
-        std::process::exit(status.code().unwrap_or(101))
+        self.cargo().run_or_exit()
     }
 
     /// Optimised: a simulation in a debug build takes minutes.
