@@ -282,6 +282,11 @@ impl CircuitBreaker {
         }
     }
 
+    /// Lets the time of an attempt begin `now`.
+    pub(crate) fn restart(&self, pass: &mut Pass, now: Instant) {
+        self.shared.circuit.restart(pass, now);
+    }
+
     fn force(&self, state: CircuitState) {
         if let Some(transition) = self.shared.circuit.force(state, Instant::now()) {
             self.announce(transition);

@@ -370,6 +370,19 @@ impl Circuit {
         Pass::new(word.generation(), kind, mark)
     }
 
+    /// Lets the time of a call that is judged by it begin `now`: until then it waited in a queue of ours.
+    /// The lease of a probe goes on.
+    pub(crate) fn restart(&self, pass: &mut Pass, now: Instant) {
+        if pass.is(Kind::Timed) {
+            pass.mark = self.nanos(now);
+        } else if pass.is(Kind::Probe) {
+            let mut slow = self.lock();
+            if let Some(probe) = slow.probes.iter_mut().find(|probe| probe.id == pass.mark) {
+                probe.issued = now;
+            }
+        }
+    }
+
     fn nanos(&self, now: Instant) -> u64 {
         nanos(now.saturating_duration_since(self.origin))
     }

@@ -5,6 +5,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use pin_project_lite::pin_project;
+use tokio::time::Instant;
 
 use crate::circuit::Pass;
 use crate::{CircuitBreaker, ThrottlePermit};
@@ -108,6 +109,11 @@ impl<'a> Lent<'a> {
     #[inline]
     pub(crate) fn new(breaker: &'a CircuitBreaker, pass: Pass) -> Self {
         Self { breaker, pass, outcome: Outcome::Cancelled }
+    }
+
+    /// Lets the time of the attempt begin `now`: it had to wait for a place of ours.
+    pub(crate) fn restart(&mut self, now: Instant) {
+        self.breaker.restart(&mut self.pass, now);
     }
 }
 

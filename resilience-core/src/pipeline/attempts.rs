@@ -121,7 +121,7 @@ impl Layers {
         Fut: Future<Output = Result<T, E>>,
     {
         in_time(*now, record)?;
-        let permit = self.guard.as_ref().map(Guard::admit).transpose()?;
+        let mut permit = self.guard.as_ref().map(Guard::admit).transpose()?;
         let (asked, mut now) = (now, *now);
         let place = match &self.limit {
             None => None,
@@ -131,6 +131,9 @@ impl Layers {
                     let place = limit.acquire(record.deadline).await.map_err(refused)?;
                     now = Instant::now();
                     in_time(now, record)?;
+                    if let Some(GuardPermit::Breaker(lent)) = &mut permit {
+                        lent.restart(now);
+                    }
                     place
                 }
             }),

@@ -159,7 +159,7 @@ impl Judge<'_> {
         if let (Some(circuit), Some(generation)) = (&mut self.circuits[service], generation) {
             let holder = Holder::Attempt(call, number);
             if circuit.is_queued(call) {
-                circuit.begin(call, number);
+                circuit.begin(at, call, number);
                 self.reached.note(Cell::PlaceAwaited);
             } else {
                 circuit.admit(at, holder, generation, &mut self.reached)?;
@@ -293,7 +293,7 @@ impl Judge<'_> {
         let until = known.primary_deadline();
         require(4, at + delay < until, || format!("the wait reaches past {until:?}"))?;
         let circuit = self.circuits[known.service].as_ref().map(Ledger::state);
-        require(3, circuit != Some(CircuitState::Open), || {
+        require(3, !circuit.is_some_and(CircuitState::is_open), || {
             "a retry waits for an open circuit".to_owned()
         })?;
         require(12, !self.laws.innocent || last.is_some_and(|last| last.own_trouble), || {

@@ -14,6 +14,18 @@ macro_rules! cells {
 
 cells! {
     Opened: "circuit: closed → open by failures in a row",
+    OpenedByRate: "circuit: closed → open by a rate, short of the failures in a row",
+    OpenedBySlowness: "circuit: closed → open, and nothing had failed: too many were slow",
+    ReopenedBySlowness: "circuit: half-open → open, and nothing had failed: a probe was slow",
+    OpenForLonger: "circuit: open for longer than the time before",
+    ForcedOpen: "circuit: forced open, and calls refused",
+    ForcedToPass: "circuit: forced to let calls pass, and they did",
+    ForcedBack: "circuit: reset from a forced state",
+    ForcedWhileOpen: "circuit: reset while open",
+    Reconfigured: "circuit: other rules while closed",
+    ReconfiguredOpen: "circuit: other rules while open",
+    ReconfiguredHalfOpen: "circuit: other rules while half-open",
+    RefusedRecovering: "permit: refused while closed, on the way back to all traffic",
     HalfOpened: "circuit: open → half-open",
     Closed: "circuit: half-open → closed by good probes",
     ReopenedByFailure: "circuit: half-open → open by a failed probe",

@@ -1,8 +1,10 @@
 //! What a seed draws of the settings: what the promises are about, whatever becomes of them.
 
+use std::hash::{Hash, Hasher};
 use std::time::Duration;
 
 use fastrand::Rng;
+use resilience_core::{CircuitSettings, Growth, SlidingWindow, SlowCalls};
 
 /// What a run is about.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -41,13 +43,28 @@ pub(crate) struct ServiceLaws {
     pub(crate) bulkhead: Option<(usize, Duration)>,
 }
 
+/// A breaker's rules, and what is done to it by hand.
 #[derive(Clone, Debug)]
 pub(crate) struct BreakerLaws {
-    pub(crate) fail_max: u32,
-    pub(crate) reset_timeout: Duration,
-    pub(crate) success_threshold: u32,
-    pub(crate) half_open_max_calls: usize,
-    pub(crate) probe_lease: Duration,
+    pub(crate) settings: CircuitSettings,
+    pub(crate) hands: Vec<(Duration, Hand)>,
+}
+
+/// What somebody does to a breaker by hand.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Hand {
+    ForceOpen,
+    ForceClosed,
+    Disable,
+    MetricsOnly,
+    Reset,
+    Reconfigure(CircuitSettings),
+}
+
+impl Hash for Hand {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        format!("{self:?}").hash(state);
+    }
 }
 
 impl Laws {
@@ -83,21 +100,69 @@ impl ServiceLaws {
             max_retries,
             max_delay: millis(rng, 20, 500),
             budget: (rng.u8(..3) > 0).then(|| rng.usize(..2)),
-            breaker: (rng.u8(..6) > 0).then(|| BreakerLaws::draw(rng)),
+            breaker: (rng.u8(..6) > 0).then(|| BreakerLaws::draw(rng, case, attempt_timeout)),
             bulkhead,
         }
     }
 }
 
 impl BreakerLaws {
-    fn draw(rng: &mut Rng) -> Self {
-        let millis = |rng: &mut Rng, from, to| Duration::from_millis(rng.u64(from..to));
-        Self {
-            fail_max: rng.u32(1..5),
-            reset_timeout: millis(rng, 30, 800),
-            success_threshold: rng.u32(1..4),
-            half_open_max_calls: rng.usize(1..4),
-            probe_lease: millis(rng, 20, 900),
-        }
+    fn draw(rng: &mut Rng, case: Case, attempt_timeout: Duration) -> Self {
+        let settings = draw_rules(rng, case, attempt_timeout);
+        let handled = case == Case::Any && rng.u8(..3) == 0;
+        let hands = (0..if handled { rng.usize(1..5) } else { 0 }).map(|_| {
+            let hand = match rng.u8(..9) {
+                0 => Hand::ForceOpen,
+                1 => Hand::ForceClosed,
+                2 => Hand::Disable,
+                3 => Hand::MetricsOnly,
+                4..6 => Hand::Reset,
+                _ => Hand::Reconfigure(draw_rules(rng, case, attempt_timeout)),
+            };
+            (Duration::from_millis(rng.u64(..5_000)), hand)
+        });
+        Self { settings, hands: hands.collect() }
     }
+}
+
+fn draw_rules(rng: &mut Rng, case: Case, attempt_timeout: Duration) -> CircuitSettings {
+    let millis = |rng: &mut Rng, from, to| Duration::from_millis(rng.u64(from..to));
+    let mut rules = CircuitSettings::default();
+    rules.fail_max = Some(rng.u32(1..5));
+    rules.reset_timeout = millis(rng, 30, 800);
+    rules.success_threshold = rng.u32(1..4);
+    rules.half_open_max_calls = rng.u32(1..4);
+    rules.probe_lease = millis(rng, 20, 900);
+    if rng.u8(..3) == 0 {
+        rules.failure_rate = (rng.u8(..3) > 0).then(|| f64::from(rng.u32(1..11)) / 10.0);
+        let slower_than = match case {
+            Case::Any => attempt_timeout.mul_f64(0.1 + 0.6 * rng.f64()),
+            // A healthy service's slowest answer takes a fifth of an attempt.
+            Case::Crowded => attempt_timeout.mul_f64(0.9),
+            // Of each standstill up to a beat of this process's heart is not seen.
+            Case::Stalling => attempt_timeout + Duration::from_secs(2),
+        };
+        rules.slow_calls = (rules.failure_rate.is_none() || rng.bool())
+            .then(|| SlowCalls { rate: f64::from(rng.u32(1..11)) / 10.0, slower_than });
+        rules.fail_max = (rng.u8(..3) == 0).then(|| rng.u32(2..9));
+        rules.minimum_calls = rng.u32(1..6);
+        rules.window = match rng.bool() {
+            true => SlidingWindow::Calls(rng.u32(rules.minimum_calls..12)),
+            false => SlidingWindow::Time(millis(rng, 50, 2_000)),
+        };
+    }
+    if rng.u8(..3) == 0 {
+        let max = rules.reset_timeout.mul_f64(1.0 + 4.0 * rng.f64());
+        rules.reset_timeout_growth = Some(Growth { factor: 1.0 + 2.0 * rng.f64(), max });
+    }
+    if rng.u8(..3) == 0 {
+        rules.reset_timeout_jitter = rng.f64();
+    }
+    rules.recovery = (rng.u8(..4) == 0).then(|| millis(rng, 20, 1_500));
+    rules
+}
+
+/// The longest that a circuit stays open by these rules.
+pub(crate) fn longest_open(rules: &CircuitSettings) -> Duration {
+    rules.reset_timeout_growth.map_or(rules.reset_timeout, |growth| growth.max)
 }

@@ -1,14 +1,15 @@
 //! What one circuit must be doing, by the rules alone: promises 1 and 2.
 //!
 //! An attempt that timed out was a failure, or neutral where this process was to blame; from
-//! outside one cannot tell which, so such an end *may* open the circuit and need not.
+//! outside one cannot tell which, so such an end *may* open the circuit and need not. So it is with
+//! slow answers, of whose time this process may have had its part, and after new rules.
 
 use std::time::Duration;
 
-use resilience_core::CircuitState;
+use resilience_core::{CircuitSettings, CircuitState, SlidingWindow};
 
 use crate::coverage::{Cell, Coverage};
-use crate::laws::BreakerLaws;
+use crate::laws::{Hand, longest_open};
 use crate::promises::{Broken, require};
 use crate::trace::Look;
 
@@ -38,6 +39,8 @@ struct Leave {
     holder: Holder,
     generation: u32,
     probe: bool,
+    /// When it began its attempt.
+    issued: Duration,
     expires: Duration,
     /// When it times out.
     until: Duration,
@@ -46,23 +49,39 @@ struct Leave {
 /// One circuit and those who have leave.
 #[derive(Debug)]
 pub(crate) struct Ledger {
-    laws: BreakerLaws,
+    laws: CircuitSettings,
     state: CircuitState,
     generation: u32,
     since: Duration,
     /// Failures in a row: those that are certain, and those that may be.
     in_a_row: u32,
     perhaps_in_a_row: u32,
+    /// Good probes: those that are certain, and those that may be.
     successes: u32,
+    perhaps_successes: u32,
     failed: bool,
     perhaps_failed: bool,
+    /// Ends of this generation that counted or may have, whether they failed or may have, and those
+    /// that were slow or may have been.
+    ends: Vec<bool>,
+    slow: usize,
+    /// Whether each of `ends` is certain.
+    certain: bool,
+    /// Whether the failure rate must have opened it.
+    rate_due: bool,
+    /// How often in a row it opened again.
+    reopened: i32,
+    /// The state that somebody is about to force.
+    forcing: Option<CircuitState>,
+    /// Whether there were other rules when this generation began.
+    renewed: bool,
     /// When the first lease ran out that was found to.
     lost: Option<Duration>,
     out: Vec<Leave>,
 }
 
 impl Ledger {
-    pub(crate) fn new(laws: BreakerLaws) -> Self {
+    pub(crate) fn new(laws: CircuitSettings) -> Self {
         Self {
             laws,
             state: CircuitState::Closed,
@@ -71,8 +90,16 @@ impl Ledger {
             in_a_row: 0,
             perhaps_in_a_row: 0,
             successes: 0,
+            perhaps_successes: 0,
             failed: false,
             perhaps_failed: false,
+            ends: Vec::new(),
+            slow: 0,
+            certain: true,
+            rate_due: false,
+            reopened: 0,
+            forcing: None,
+            renewed: false,
             lost: None,
             out: Vec::new(),
         }
@@ -96,28 +123,28 @@ impl Ledger {
                 self.generation
             )
         })?;
-        require(1, self.state != CircuitState::Open, || {
-            format!("{holder:?} passed an open circuit")
-        })?;
+        require(1, !self.state.is_open(), || format!("{holder:?} passed an open circuit"))?;
         if probe {
             let others = self.probes().count();
-            require(1, others < self.laws.half_open_max_calls, || {
-                format!("{holder:?} is a probe beside {others} others")
-            })?;
+            let most = self.laws.half_open_max_calls as usize;
+            require(1, others < most, || format!("{holder:?} is a probe beside {others} others"))?;
             reached.note(Cell::ProbeAdmitted);
             reached.note_if(others > 0, Cell::ProbesTogether);
             reached.note_if(matches!(holder, Holder::Queued(_)), Cell::ProbeQueued);
         }
-        let expires = at + self.laws.probe_lease;
-        self.out.push(Leave { holder, generation, probe, expires, until: Duration::MAX });
+        let forced = !matches!(self.state, CircuitState::Closed | CircuitState::HalfOpen);
+        reached.note_if(forced, Cell::ForcedToPass);
+        let (issued, expires) = (at, at + self.laws.probe_lease);
+        self.out.push(Leave { holder, generation, probe, issued, expires, until: Duration::MAX });
         Ok(())
     }
 
     /// A call that waited for its place begins its attempt.
-    pub(crate) fn begin(&mut self, call: usize, number: u32) {
+    pub(crate) fn begin(&mut self, at: Duration, call: usize, number: u32) {
         let waited = self.out.iter_mut().find(|leave| leave.holder == Holder::Queued(call));
         if let Some(leave) = waited {
             leave.holder = Holder::Attempt(call, number);
+            leave.issued = at;
         }
     }
 
@@ -153,16 +180,24 @@ impl Ledger {
             reached.note_if(lost, Cell::AnswerAfterLease);
             reached.note_if(!lost && result == Effect::Neutral, Cell::ProbeFreed);
         }
-        self.out.swap_remove(index);
+        let leave = self.out.swap_remove(index);
+        let slow = self.laws.slow_calls.is_some_and(|slow| at - leave.issued >= slow.slower_than);
+        if result != Effect::Neutral {
+            self.slow += usize::from(slow);
+            self.ends.push(result != Effect::Success);
+            self.certain &= result != Effect::Perhaps;
+        }
         match result {
             Effect::Success => {
                 (self.in_a_row, self.perhaps_in_a_row) = (0, 0);
-                self.successes += u32::from(self.lost.is_none());
+                self.successes += u32::from(self.lost.is_none() && !slow);
+                self.perhaps_successes += u32::from(self.lost.is_none());
             }
             Effect::Failure => {
                 self.in_a_row += 1;
                 self.perhaps_in_a_row += 1;
                 self.failed = true;
+                self.rate_due |= self.is_rate_reached();
             }
             Effect::Perhaps => {
                 self.perhaps_in_a_row += 1;
@@ -172,9 +207,99 @@ impl Ledger {
         }
     }
 
+    /// Whether a failure just now must have opened a closed circuit by the rate, as far as that is certain.
+    fn is_rate_reached(&self) -> bool {
+        let Some(rate) = self.laws.failure_rate.filter(|_| self.certain && !self.renewed) else {
+            return false;
+        };
+        // What has left a window of time cannot be told here from what is still in it.
+        let SlidingWindow::Calls(size) = self.laws.window else { return false };
+        let last = &self.ends[self.ends.len().saturating_sub(size as usize)..];
+        let failures = last.iter().filter(|failed| **failed).count();
+        last.len() >= self.laws.minimum_calls as usize
+            && failures as f64 / last.len() as f64 >= rate
+    }
+
+    /// Whether rates may have opened it, with so many more that are being cut off.
+    fn may_open_by_rate(&self, timing_out: usize) -> bool {
+        let most = |rate: f64, count: usize| {
+            count > 0 && count as f64 >= (rate * f64::from(self.laws.minimum_calls)).floor()
+        };
+        let calls = self.ends.len() + timing_out;
+        let failures = self.ends.iter().filter(|failed| **failed).count() + timing_out;
+        let by_failure = self.laws.failure_rate.is_some_and(|rate| most(rate, failures));
+        let slow = self.slow + timing_out;
+        let by_slowness = self.laws.slow_calls.is_some_and(|law| most(law.rate, slow));
+        calls >= self.laws.minimum_calls as usize && (by_failure || by_slowness)
+    }
+
+    /// The shortest that it may be open now.
+    fn shortest_open(&self) -> Duration {
+        let grown = self.laws.reset_timeout_growth.map_or(self.laws.reset_timeout, |growth| {
+            self.laws.reset_timeout.mul_f64(growth.factor.powi(self.reopened)).min(growth.max)
+        });
+        // Less what is lost to rounding.
+        grown.mul_f64(1.0 - self.laws.reset_timeout_jitter).saturating_sub(Duration::from_nanos(10))
+    }
+
+    /// Somebody is about to do something to it.
+    pub(crate) fn handling(&mut self, hand: Hand, reached: &mut Coverage) {
+        self.forcing = Some(match hand {
+            Hand::ForceOpen => CircuitState::ForcedOpen,
+            Hand::ForceClosed => CircuitState::ForcedClosed,
+            Hand::Disable => CircuitState::Disabled,
+            Hand::MetricsOnly => CircuitState::MetricsOnly,
+            Hand::Reset => CircuitState::Closed,
+            Hand::Reconfigure(laws) => {
+                reached.note(match self.state {
+                    CircuitState::Open => Cell::ReconfiguredOpen,
+                    CircuitState::HalfOpen => Cell::ReconfiguredHalfOpen,
+                    _ => Cell::Reconfigured,
+                });
+                self.laws = laws;
+                self.renewed = true;
+                return;
+            }
+        });
+    }
+
+    /// It is done. A state forced on a circuit that is in it begins a new generation, of which nobody is told.
+    pub(crate) fn handled(&mut self, at: Duration, generation: u32) -> Result<(), Broken> {
+        let Some(forced) = self.forcing.take() else {
+            return require(2, generation == self.generation, || "new rules moved it".to_owned());
+        };
+        require(2, self.state == forced, || format!("{forced:?} was forced on {:?}", self.state))?;
+        if generation != self.generation {
+            require(2, generation == self.generation + 1, || {
+                format!("{generation} is not the one after {}", self.generation)
+            })?;
+            self.begin_generation(at, forced, generation);
+        }
+        Ok(())
+    }
+
+    /// How long it says to wait.
+    pub(crate) fn refused(&self, retry_after: Duration) -> Result<(), Broken> {
+        let longest = match self.state {
+            CircuitState::Open => longest_open(&self.laws),
+            CircuitState::ForcedOpen => self.laws.reset_timeout,
+            _ => Duration::from_secs(1),
+        };
+        require(4, retry_after <= longest, || {
+            format!("it says to wait for {retry_after:?}, longer than {longest:?}")
+        })
+    }
+
+    fn begin_generation(&mut self, since: Duration, state: CircuitState, generation: u32) {
+        let (laws, reopened, forcing) = (self.laws, self.reopened, self.forcing);
+        let out = std::mem::take(&mut self.out);
+        *self = Self { state, generation, since, out, reopened, forcing, ..Self::new(laws) };
+    }
+
     fn note_late(&self, leave: Leave, result: Effect, reached: &mut Coverage) {
         let cell = match (self.state, result) {
             (_, Effect::Neutral | Effect::Perhaps) => return,
+            (state, _) if !is_own(state) => return,
             (CircuitState::Open, Effect::Success) => Cell::LateSuccessWhileOpen,
             (CircuitState::Open, Effect::Failure) => Cell::LateFailureWhileOpen,
             (CircuitState::HalfOpen, Effect::Success) => Cell::LateSuccessWhileHalfOpen,
@@ -200,6 +325,13 @@ impl Ledger {
                 self.state, self.generation
             )
         })?;
+        if self.forcing == Some(to) && from != to {
+            reached.note_if(!is_own(from) && to == CircuitState::Closed, Cell::ForcedBack);
+            reached.note_if(from.is_open() && is_own(from), Cell::ForcedWhileOpen);
+            self.reopened = 0;
+            self.begin_generation(at, to, generation);
+            return Ok(());
+        }
         let mine = self.out.iter().filter(|leave| leave.generation == self.generation);
         let timing_out = mine.filter(|leave| leave.until <= at).count();
         let lost = self.probes().map(|leave| leave.expires).filter(|end| *end <= at).min();
@@ -208,39 +340,48 @@ impl Ledger {
         match (from, to) {
             (CircuitState::Closed, CircuitState::Open) => {
                 let most = self.perhaps_in_a_row as usize + timing_out;
-                require(2, most >= self.laws.fail_max as usize, || {
+                let enough = self.laws.fail_max.is_some_and(|max| most >= max as usize);
+                require(2, enough || self.may_open_by_rate(timing_out), || {
                     format!("it opened after {most} failures of its generation in a row")
                 })?;
-                reached.note(Cell::Opened);
+                let failures = timing_out + self.ends.iter().filter(|failed| **failed).count();
+                reached.note_if(enough, Cell::Opened);
+                reached.note_if(!enough && failures > 0, Cell::OpenedByRate);
+                reached.note_if(failures == 0, Cell::OpenedBySlowness);
+                self.reopened = 0;
             }
             (CircuitState::Open, CircuitState::HalfOpen) => {
                 let open = at.saturating_sub(self.since);
-                require(4, open >= self.laws.reset_timeout, || {
-                    format!("it was open for {open:?} only")
+                let shortest = self.shortest_open();
+                require(4, open >= shortest, || {
+                    format!("it was open for {open:?} only, not for {shortest:?}")
                 })?;
+                reached.note_if(shortest > self.laws.reset_timeout, Cell::OpenForLonger);
                 reached.note(Cell::HalfOpened);
             }
             (CircuitState::HalfOpen, CircuitState::Open) => {
                 let failed = self.failed || self.perhaps_failed || timing_out > 0;
-                require(2, failed || lost.is_some(), || {
+                require(2, failed || lost.is_some() || self.slow > 0, || {
                     "it opened again, and no probe of its generation had failed".to_owned()
                 })?;
                 since = lost.unwrap_or(at);
+                self.reopened = self.reopened.saturating_add(1);
+                reached.note_if(!failed && lost.is_none(), Cell::ReopenedBySlowness);
                 reached.note_if(self.failed, Cell::ReopenedByFailure);
                 reached.note_if(lost.is_some(), Cell::ReopenedByLease);
                 reached.note_if(!self.failed && timing_out > 0, Cell::ReopenedByTimeout);
             }
             (CircuitState::HalfOpen, CircuitState::Closed) => {
-                require(2, self.successes >= self.laws.success_threshold, || {
-                    format!("it closed after {} successes of its generation", self.successes)
+                let most = self.perhaps_successes;
+                require(2, most >= self.laws.success_threshold, || {
+                    format!("it closed after {most} successes of its generation")
                 })?;
+                self.reopened = 0;
                 reached.note(Cell::Closed);
             }
             _ => require(2, false, || format!("{from:?} became {to:?}"))?,
         }
-        let laws = self.laws.clone();
-        let out = std::mem::take(&mut self.out);
-        *self = Self { state: to, generation, since, out, ..Self::new(laws) };
+        self.begin_generation(since, to, generation);
         Ok(())
     }
 
@@ -249,17 +390,25 @@ impl Ledger {
         require(2, (look.state, look.generation) == (self.state, self.generation), || {
             format!("it is {look:?}; it was to be {:?} {}", self.state, self.generation)
         })?;
+        if self.renewed {
+            // By new rules it is judged with the next end, not at once.
+            return Ok(());
+        }
         match self.state {
-            CircuitState::Closed => require(2, self.in_a_row < self.laws.fail_max, || {
-                format!("it is closed after {} failures in a row", self.in_a_row)
-            }),
+            CircuitState::Closed => {
+                let least = self.laws.fail_max.unwrap_or(u32::MAX);
+                require(2, self.in_a_row < least, || {
+                    format!("it is closed after {} failures in a row", self.in_a_row)
+                })?;
+                require(2, !self.rate_due, || "it is closed, and too many failed".to_owned())
+            }
             CircuitState::HalfOpen => {
                 require(1, !self.failed, || "it is half-open after a failed probe".to_owned())?;
                 require(1, self.successes < self.laws.success_threshold, || {
                     format!("it is half-open after {} successes", self.successes)
                 })?;
                 let out = self.probes().count();
-                let free = out < self.laws.half_open_max_calls;
+                let free = out < self.laws.half_open_max_calls as usize;
                 let expired = self.probes().any(|probe| probe.expires <= at);
                 require(6, expired || free != look.probes_out, || {
                     format!("{out} probes are out, and it says all out: {}", look.probes_out)
@@ -277,4 +426,9 @@ impl Ledger {
         let half_open = self.state == CircuitState::HalfOpen;
         self.out.iter().filter(move |leave| half_open && leave.generation == self.generation)
     }
+}
+
+/// Whether a circuit comes into this state by itself.
+fn is_own(state: CircuitState) -> bool {
+    matches!(state, CircuitState::Closed | CircuitState::Open | CircuitState::HalfOpen)
 }

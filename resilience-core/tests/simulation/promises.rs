@@ -67,7 +67,10 @@ pub(crate) struct Spending {
 
 impl<'a> Judge<'a> {
     fn new(laws: &'a Laws) -> Self {
-        let circuits = laws.services.iter().map(|laws| laws.breaker.clone().map(Ledger::new));
+        let circuits = laws
+            .services
+            .iter()
+            .map(|laws| laws.breaker.as_ref().map(|laws| Ledger::new(laws.settings)));
         Self {
             laws,
             calls: Vec::new(),
@@ -168,7 +171,20 @@ impl<'a> Judge<'a> {
                 circuit.settle(at, Holder::Permit(permit), effect, &mut self.reached);
                 Ok(())
             }
-            Fact::Refused { state, .. } => {
+            Fact::Handling { service, hand } => {
+                let circuit = self.circuits[service].as_mut().expect("it has a breaker");
+                circuit.handling(hand, &mut self.reached);
+                Ok(())
+            }
+            Fact::Handled { service, generation } => {
+                let circuit = self.circuits[service].as_mut().expect("it has a breaker");
+                circuit.handled(at, generation)
+            }
+            Fact::Refused { service, state, retry_after } => {
+                let circuit = self.circuits[service].as_ref().expect("it has a breaker");
+                circuit.refused(retry_after)?;
+                self.reached.note_if(state == CircuitState::ForcedOpen, Cell::ForcedOpen);
+                self.reached.note_if(state == CircuitState::Closed, Cell::RefusedRecovering);
                 self.reached.note_if(state == CircuitState::Open, Cell::RefusedOpen);
                 self.reached.note_if(state == CircuitState::HalfOpen, Cell::RefusedHalfOpen);
                 Ok(())

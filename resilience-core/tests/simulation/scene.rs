@@ -7,12 +7,12 @@ use std::time::Duration;
 
 use fastrand::Rng;
 use resilience_core::{
-    Attempt, Blame, Bulkhead, Call, CallError, CircuitBreaker, CircuitState, Deadline, Drained,
-    Outcome, Permit, Pipeline, Replay, RetryBudget, RetryPolicy, Verdict,
+    Attempt, Blame, Bulkhead, Call, CallError, CircuitBreaker, CircuitOpen, CircuitState, Deadline,
+    Drained, Outcome, Permit, Pipeline, Replay, RetryBudget, RetryPolicy, Verdict,
 };
 use tokio::time::{Instant, sleep};
 
-use crate::laws::{Case, Laws, ServiceLaws};
+use crate::laws::{BreakerLaws, Case, Hand, Laws, ServiceLaws, longest_open};
 use crate::service::{Answer, Behaviour, Fault, Script, serve};
 use crate::trace::{self, End, Fact, Kind, Look, OpenCall, Planned, record};
 use crate::world::{Role, jump, spawn};
@@ -74,6 +74,7 @@ impl Scene {
             forgotten: RefCell::default(),
         });
         scene.people(rng, case);
+        scene.hands(&laws);
         (scene, laws)
     }
 
@@ -108,7 +109,8 @@ impl Scene {
         }
         for _ in 0..rng.usize(..12) {
             let (service, start) = (rng.usize(..services), rng.u64(..5_000));
-            let (start, hold) = (Duration::from_millis(start), rng.u64(..800));
+            let longest = if innocent { 250 } else { 800 };
+            let (start, hold) = (Duration::from_millis(start), rng.u64(..longest));
             let outcome = match innocent {
                 true => Outcome::Success,
                 false => Outcome::ALL[rng.usize(..4)],
@@ -134,6 +136,33 @@ impl Scene {
                 record(Fact::DrainEnded { service, abandoned });
             });
         }
+    }
+
+    /// Spawns whoever handles breakers by hand.
+    fn hands(self: &Rc<Self>, laws: &Laws) {
+        for (service, laws) in laws.services.iter().enumerate() {
+            for (at, hand) in laws.breaker.iter().flat_map(|laws| laws.hands.clone()) {
+                let scene = Rc::clone(self);
+                spawn(Role::Steady, async move {
+                    sleep(at).await;
+                    scene.handle(service, hand);
+                });
+            }
+        }
+    }
+
+    fn handle(&self, service: usize, hand: Hand) {
+        let Some(breaker) = &self.services[service].breaker else { return };
+        record(Fact::Handling { service, hand });
+        match hand {
+            Hand::ForceOpen => breaker.force_open(),
+            Hand::ForceClosed => breaker.force_closed(),
+            Hand::Disable => breaker.disable(),
+            Hand::MetricsOnly => breaker.metrics_only(),
+            Hand::Reset => breaker.reset(),
+            Hand::Reconfigure(rules) => breaker.reconfigure(rules).expect("drawn within range"),
+        }
+        record(Fact::Handled { service, generation: breaker.snapshot().generation });
     }
 
     async fn call(self: Rc<Self>, plan: Plan) {
@@ -232,9 +261,12 @@ impl Scene {
     }
 
     fn acquire(&self, service: usize, breaker: &CircuitBreaker) -> Option<(usize, Permit)> {
-        let Ok(permit) = breaker.try_acquire() else {
-            record(Fact::Refused { service, state: breaker.state() });
-            return None;
+        let permit = match breaker.try_acquire() {
+            Ok(permit) => permit,
+            Err(CircuitOpen { retry_after, .. }) => {
+                record(Fact::Refused { service, state: breaker.state(), retry_after });
+                return None;
+            }
         };
         let id = self.permits.get();
         self.permits.set(id + 1);
@@ -266,16 +298,20 @@ impl Scene {
     }
 
     /// After the storm: no circuit may be stuck, whatever became of its probes.
-    pub(crate) fn recover(&self, laws: &Laws) {
-        for (service, law) in laws.services.iter().enumerate() {
-            let (Some(breaker), Some(law)) = (&self.services[service].breaker, &law.breaker) else {
+    pub(crate) fn recover(&self) {
+        for service in 0..self.services.len() {
+            let Some(breaker) = &self.services[service].breaker else {
                 record(Fact::Recovered { service, state: None });
                 continue;
             };
+            if is_forced(breaker.state()) {
+                self.handle(service, Hand::Reset);
+            }
+            let rules = breaker.settings();
             // A lost probe's lease, then the timeout of the circuit that this opens, then good answers.
             for _ in 0..2 {
-                jump(law.reset_timeout.max(law.probe_lease));
-                for _ in 0..law.success_threshold {
+                jump(longest_open(&rules).max(rules.probe_lease));
+                for _ in 0..rules.success_threshold {
                     if let Some((permit, held)) = self.acquire(service, breaker) {
                         let outcome = Outcome::Success;
                         record(Fact::Settled { service, permit, outcome });
@@ -302,16 +338,7 @@ impl Service {
         rng: &mut Rng,
     ) -> Self {
         let name = format!("service-{index}");
-        let breaker = laws.breaker.as_ref().map(|laws| {
-            CircuitBreaker::builder(&*name)
-                .fail_max(laws.fail_max)
-                .reset_timeout(laws.reset_timeout)
-                .success_threshold(laws.success_threshold)
-                .half_open_max_calls(u32::try_from(laws.half_open_max_calls).expect("it is small"))
-                .probe_lease(laws.probe_lease)
-                .build()
-                .expect("drawn within range")
-        });
+        let breaker = laws.breaker.as_ref().map(|laws| build_breaker(&name, laws));
         let bulkhead = laws
             .bulkhead
             .map(|(places, wait)| Bulkhead::new(&*name, places, wait).expect("drawn within range"));
@@ -337,6 +364,41 @@ impl Service {
         let pipeline = pipeline.build().expect("drawn within range");
         Self { pipeline, breaker, bulkhead, script, deadline: laws.deadline }
     }
+}
+
+fn build_breaker(name: &str, laws: &BreakerLaws) -> CircuitBreaker {
+    let rules = laws.settings;
+    let mut breaker = CircuitBreaker::builder(name)
+        .window(rules.window)
+        .minimum_calls(rules.minimum_calls)
+        .reset_timeout(rules.reset_timeout)
+        .reset_timeout_jitter(rules.reset_timeout_jitter)
+        .success_threshold(rules.success_threshold)
+        .half_open_max_calls(rules.half_open_max_calls)
+        .probe_lease(rules.probe_lease);
+    breaker =
+        rules.fail_max.map_or(breaker.clone().without_fail_max(), |most| breaker.fail_max(most));
+    if let Some(rate) = rules.failure_rate {
+        breaker = breaker.failure_rate(rate);
+    }
+    if let Some(slow) = rules.slow_calls {
+        breaker = breaker.slow_call_rate(slow.rate, slow.slower_than);
+    }
+    if let Some(growth) = rules.reset_timeout_growth {
+        breaker = breaker.reset_timeout_growth(growth.factor, growth.max);
+    }
+    if let Some(time) = rules.recovery {
+        breaker = breaker.recovery(time);
+    }
+    let breaker = breaker.build().expect("drawn within range");
+    assert_eq!(breaker.settings(), rules);
+    breaker
+}
+
+/// Whether a circuit is held in its state by hand.
+fn is_forced(state: CircuitState) -> bool {
+    use CircuitState::{Closed, HalfOpen, Open};
+    !matches!(state, Closed | HalfOpen | Open)
 }
 
 fn draw_fallback(rng: &mut Rng) -> Behaviour {

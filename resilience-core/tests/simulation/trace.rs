@@ -11,6 +11,7 @@ use resilience_core::{
 };
 use tokio::time::Instant;
 
+use crate::laws::Hand;
 use crate::service::Answer;
 
 /// How often a call may be made.
@@ -139,6 +140,17 @@ pub(crate) enum Fact {
     Refused {
         service: usize,
         state: CircuitState,
+        retry_after: Duration,
+    },
+    /// Somebody is about to do something to a breaker.
+    Handling {
+        service: usize,
+        hand: Hand,
+    },
+    /// It is done; the circuit's generation since then.
+    Handled {
+        service: usize,
+        generation: u32,
     },
     Stalled {
         by: Duration,
@@ -368,7 +380,8 @@ impl Observe for Hostile {
         };
         if let Some(breaker) = attribute(name).and_then(|(service, _)| breaker(service)) {
             let snapshot = breaker.snapshot();
-            if snapshot.state == CircuitState::Closed {
+            // On its way back to all traffic a circuit counts who asks.
+            if snapshot.state == CircuitState::Closed && snapshot.settings.recovery.is_none() {
                 drop(breaker.try_acquire());
             }
         }
