@@ -6,7 +6,7 @@ mod support;
 use std::sync::Arc;
 use std::time::Duration;
 
-use shared_external::monitoring::{MonitoringManager, Service};
+use shared_external::monitoring::{MonitoringBuilder, MonitoringManager, Service};
 use shared_external::opensearch::OpenSearchConfig;
 use shared_external::postgres::DatabaseConfig;
 use shared_external::redis::RedisConfig;
@@ -47,7 +47,7 @@ impl Backends {
             Service::critical(name, check).interval(LIMIT / 20).timeout(LIMIT).fall(1)
         };
         let builder = MonitoringManager::builder();
-        let builder = checks.map(watched).into_iter().fold(builder, |it, one| it.add_service(one));
+        let builder = checks.map(watched).into_iter().fold(builder, MonitoringBuilder::add_service);
         let monitoring = builder.build().unwrap();
         monitoring.start();
         Self { database, redis, opensearch, monitoring }

@@ -45,6 +45,12 @@ enum Fate {
 }
 
 impl<E> End<E> {
+    /// Whether it tells more than the attempt after it, that ended as `fate`. An injected fault says that nothing
+    /// was executed, which is not to be said of one that was cut off.
+    fn outlives(&self, fate: Fate) -> bool {
+        !matches!((&self.error, fate), (CallError::Injected(_), Fate::CutOff))
+    }
+
     /// The call's last real error, when the attempt after it ended as `fate`.
     fn outlived(mut self: Box<Self>, fate: Fate) -> Box<Self> {
         if let (CallError::Inner(failed), Fate::CutOff) = (&mut self.error, fate) {
@@ -94,7 +100,10 @@ impl Layers {
             };
             let Fate::Ended(verdict, inner) = ended.attempt else {
                 let fate = ended.attempt;
-                return Err(last.map_or(ended, |last| last.outlived(fate)));
+                return Err(match last {
+                    Some(last) if last.outlives(fate) => last.outlived(fate),
+                    _ => ended,
+                });
             };
             // Waiting for an open circuit would only end in its refusal.
             let may_repeat = verdict.may_repeat(record.idempotent)
@@ -158,6 +167,10 @@ impl Layers {
                     #[cfg(feature = "chaos")]
                     if let Some(chaos) = &self.chaos {
                         chaos.strike().await.map_err(Struck::Injected)?;
+                        if until.has_passed(Instant::now()) {
+                            // A delay that ended late is no leave to begin: it is cut off.
+                            std::future::pending::<()>().await;
+                        }
                     }
                     operation(attempt).await.map_err(Struck::Inner)
                 })),
@@ -207,7 +220,9 @@ impl Layers {
                 let ended = Instant::now();
                 // Nor is it the service's fault if our own queue took a good part of the time it
                 // needed, or if this process stood still.
-                let waited = now - *asked;
+                // The first has waited for the rate limit too.
+                let asked = if attempt.number == 1 { record.started } else { *asked };
+                let waited = now - asked;
                 let starved = limit < setting && waited > (waited + limit) / 4;
                 // The heart is too slow to see what befalls a short attempt: its own timer tells.
                 let late = ended.saturating_duration_since(until.instant());

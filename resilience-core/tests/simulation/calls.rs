@@ -40,12 +40,20 @@ pub(crate) struct CallLedger {
     pub(crate) fell_back: bool,
     /// Whether a pipeline within the last attempt spent all its attempts and failed.
     inner_spent: bool,
+    /// Retries that were to be made.
+    scheduled: u32,
+    /// Whether an answer came that ends it.
+    decided: bool,
+    /// Whether this process was to blame for any of its failures, and the longest that it was asked to wait.
+    any_own_trouble: bool,
+    longest_asked: Duration,
 }
 
 /// An attempt in flight.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Running {
     pub(crate) number: u32,
+    pub(crate) began: Duration,
     pub(crate) deadline: Duration,
     pub(crate) stalled: bool,
 }
@@ -55,7 +63,9 @@ pub(crate) struct Running {
 struct Last {
     /// Whether this process was, or may have been, to blame.
     own_trouble: bool,
-    retry_after: Duration,
+    retry_after: Option<Duration>,
+    /// Whether a fault was put in place of it.
+    injected: bool,
 }
 
 impl CallLedger {
@@ -89,6 +99,10 @@ impl CallLedger {
             cut_unfairly: false,
             fell_back: false,
             inner_spent: false,
+            scheduled: 0,
+            decided: false,
+            any_own_trouble: false,
+            longest_asked: Duration::ZERO,
         }
     }
 
@@ -117,34 +131,76 @@ impl Judge<'_> {
         let (service, number, until) = (known.service, attempt.number, known.primary_deadline());
         let laws = self.service_laws(service);
         require(4, at < until, || format!("an attempt began past {until:?}"))?;
-        let latest = until.min(at + laws.attempt_timeout);
+        let most = laws.learned_up_to.unwrap_or(laws.attempt_timeout);
+        let latest = until.min(at + most);
         require(4, attempt.deadline <= latest, || {
             format!("an attempt may last beyond {latest:?}")
         })?;
+        // What delays it on purpose takes of its time.
+        let soonest = until.min(at + laws.attempt_timeout);
+        require(4, attempt.deadline >= soonest || laws.chaos.is_some(), || {
+            format!("an attempt is to be cut off before {soonest:?}")
+        })?;
         let attempts = known.attempts + 1;
-        require(3, number == attempts && number <= laws.max_retries + 1, || {
+        let in_turn = number == attempts || (laws.chaos.is_some() && number > attempts);
+        let hedges = laws.hedge.as_ref().filter(|_| known.kind != Kind::Write);
+        let hedges = hedges.map(|hedge| hedge.max_hedges);
+        let allowed = match hedges {
+            // Each has retries of its own.
+            Some(hedges) => 1 + hedges + known.scheduled,
+            None => laws.max_retries + 1,
+        };
+        require(3, in_turn && number <= allowed, || {
             format!("attempt {number} of {} after {attempts}", laws.max_retries + 1)
         })?;
+        require(7, known.running.is_empty() || hedges.is_some(), || {
+            "it runs twice at once".to_owned()
+        })?;
+        let learned = attempt.deadline < latest;
         require(9, !known.draining, || "an attempt began after the drain".to_owned())?;
         if number > 1 {
             let due = known.due.unwrap_or(Duration::MAX);
-            require(4, at >= due, || format!("a retry began before {due:?}"))?;
+            require(4, at >= due || hedges.is_some(), || format!("a retry began before {due:?}"))?;
             require(7, known.kind != Kind::Write || !known.may_have_run, || {
                 "a write was sent again that may have run".to_owned()
             })?;
             require(3, !known.inner_spent, || {
                 "the outer pipeline repeats what the inner one gave up".to_owned()
             })?;
+            let injected = known.attempts + 1 < number;
+            self.reached.note_if(injected, Cell::InjectedThenRetried);
             self.reached.note(Cell::Retried);
             self.reached.note_if(known.kind == Kind::Write, Cell::RetriedWrite);
             self.reached.note_if(known.has_inner, Cell::OuterRepeated);
             let own_trouble = known.last.is_some_and(|last| last.own_trouble);
             self.reached.note_if(own_trouble, Cell::RetriedOwnTrouble);
-            self.spend(call, |spending| {
-                spending.made += 1;
-                spending.made
-            })?;
+            if hedges.is_none() {
+                self.spend(at, call, |spending| {
+                    spending.made += 1;
+                })?;
+            }
         }
+        self.reached.note_if(!self.calls[call].running.is_empty(), Cell::Hedged);
+        let probing = self.is_half_open(service) && !self.calls[call].running.is_empty();
+        self.reached.note_if(probing, Cell::HedgeProbe);
+        let first = self.calls[call].attempts == 0;
+        let load = &mut self.loads[service];
+        load.calls += u64::from(first);
+        load.more += u64::from(!first);
+        if let (Some(rate), true) = (&laws.rate, first) {
+            let interval = rate.time.as_secs_f64() / f64::from(rate.calls);
+            let most = f64::from(rate.burst) + at.as_secs_f64() / interval + 1e-6;
+            let calls = self.loads[service].calls;
+            require(3, calls as f64 <= most, || {
+                format!("{calls} calls came, of {most} at the most")
+            })?;
+            let waited = laws.shed.is_none() && at > self.calls[call].began;
+            self.reached.note_if(waited && laws.bulkhead.is_none(), Cell::RateAwaited);
+        }
+        if number == 1 && laws.chaos.is_none() {
+            self.deposit(service);
+        }
+        self.reached.note_if(learned && laws.chaos.is_none(), Cell::LimitLearned);
         let in_flight = self.in_flight(service) + 1;
         if let Some((places, _)) = laws.bulkhead {
             require(11, in_flight <= places, || {
@@ -169,26 +225,70 @@ impl Judge<'_> {
         Ok(())
     }
 
+    /// Counts a call for what pays for the retries of its service.
+    pub(crate) fn deposit(&mut self, service: usize) {
+        let laws = self.service_laws(service);
+        let hedges = laws.hedge.as_ref().map(|hedge| hedge.budget);
+        let hedges = hedges.filter(|budget| Some(*budget) != laws.budget);
+        for budget in laws.budget.into_iter().chain(hedges) {
+            self.budgets[budget].iter_mut().for_each(|spending| spending.calls += 1);
+        }
+    }
+
     /// Counts a retry of `call` on its budget, unless it is free.
     fn spend(
         &mut self,
+        at: Duration,
         call: usize,
-        count: impl FnOnce(&mut crate::promises::Spending) -> u64,
+        count: impl FnOnce(&mut crate::promises::Spending),
     ) -> Result<(), Broken> {
         let known = &self.calls[call];
         let free = known.last.is_some_and(|last| last.own_trouble);
         let budget = self.service_laws(known.service).budget.filter(|_| !free);
         let Some(budget) = budget else { return Ok(()) };
-        let (ratio, burst) = self.laws.budgets[budget];
-        let spending = &mut self.budgets[budget];
-        let spent = count(spending) * RETRY;
+        let hedged = self.is_hedged(call);
+        let laws = &self.laws.budgets[budget];
+        if hedged && (known.any_own_trouble || laws.throttling.is_some()) {
+            // It may be the retry of another attempt, that is free, or paid from another share.
+            return Ok(());
+        }
+        let throttled = known.last.is_some_and(|last| last.retry_after.is_some());
+        let own_share = laws.throttling.filter(|_| throttled);
+        count(&mut self.budgets[budget][usize::from(own_share.is_some())]);
+        self.reached.note_if(own_share.is_some(), Cell::ThrottlingPaid);
+        self.check_budget(at, budget, own_share)
+    }
+
+    /// Whether a call may be in flight more than once.
+    pub(crate) fn is_hedged(&self, call: usize) -> bool {
+        let known = &self.calls[call];
+        self.service_laws(known.service).hedge.is_some() && known.kind != Kind::Write
+    }
+
+    /// Compares what a budget, or the share of throttled calls in it, gave with what it was paid.
+    pub(crate) fn check_budget(
+        &mut self,
+        at: Duration,
+        budget: usize,
+        own_share: Option<(f64, u32)>,
+    ) -> Result<(), Broken> {
+        let laws = &self.laws.budgets[budget];
+        let (ratio, burst) = own_share.unwrap_or((laws.ratio, laws.burst));
+        let floor_rate = if own_share.is_some() { 0.0 } else { laws.floor_rate };
+        let spending = &self.budgets[budget][usize::from(own_share.is_some())];
+        let spent = (spending.made.max(spending.scheduled) + spending.hedges) * RETRY;
         #[expect(
             clippy::cast_possible_truncation,
             clippy::cast_sign_loss,
             reason = "0 to 1,000,000"
         )]
-        let share = (ratio * RETRY as f64) as u64;
-        let owed = spending.calls * share + u64::from(burst) * RETRY;
+        let (share, floor) = {
+            let in_units = |retries: f64| (retries * RETRY as f64).round() as u64;
+            (in_units(ratio), in_units(floor_rate * at.as_secs_f64()))
+        };
+        let without_floor = spending.calls * share + u64::from(burst) * RETRY;
+        let owed = without_floor + floor;
+        self.reached.note_if(spent > without_floor, Cell::FloorPaid);
         require(3, spent <= owed, || format!("{spent} of {owed} millionths of a retry are spent"))
     }
 
@@ -198,6 +298,7 @@ impl Judge<'_> {
     }
 
     pub(crate) fn executed(&mut self, call: usize) -> Result<(), Broken> {
+        require(7, self.calls[call].attempts > 0, || "it was executed unasked".to_owned())?;
         self.reached.note_if(!self.calls[call].open, Cell::ExecutedForNobody);
         let mut next = Some(call);
         while let Some(call) = next {
@@ -228,10 +329,13 @@ impl Judge<'_> {
         let verdict = answer.0.map(|fault| fault.verdict);
         let proven = |replay| matches!(replay, Replay::Safe | Replay::Transaction);
         known.may_have_run |= !verdict.is_some_and(|verdict| proven(verdict.replay));
+        known.decided |= verdict.is_none_or(|verdict| verdict.replay == Replay::Never);
         if let Some(verdict) = verdict {
+            known.any_own_trouble |= verdict.blame == Blame::Local || stalled;
+            known.longest_asked = known.longest_asked.max(verdict.retry_after.unwrap_or_default());
             let own_trouble = verdict.blame == Blame::Local || stalled;
-            let retry_after = verdict.retry_after.unwrap_or_default();
-            known.last = Some(Last { own_trouble, retry_after });
+            let retry_after = verdict.retry_after;
+            known.last = Some(Last { own_trouble, retry_after, injected: false });
         }
         let poisoned = answer.0.is_some_and(|fault| fault.poisoned);
         self.reached.note_if(poisoned, Cell::ClassifierPanicked);
@@ -239,6 +343,7 @@ impl Judge<'_> {
     }
 
     pub(crate) fn cut(&mut self, at: Duration, call: usize, number: u32) -> Result<(), Broken> {
+        let hedged = self.is_hedged(call);
         let known = &mut self.calls[call];
         known.may_have_run = true;
         if self.dropped.contains(&known.task) {
@@ -249,11 +354,21 @@ impl Judge<'_> {
         let Some(cut) = cut.copied() else {
             return require(9, false, || "an attempt ended twice".to_owned());
         };
+        if known.decided && at < cut.deadline {
+            require(9, hedged, || "an attempt was dropped after its answer".to_owned())?;
+            self.reached.note(Cell::HedgeLost);
+            self.attempt_ended(at, call, number, Effect::Neutral);
+            return Ok(());
+        }
         known.cut_unfairly = cut.stalled;
+        known.any_own_trouble |= cut.stalled;
         require(9, at >= cut.deadline, || format!("an attempt was cut before {:?}", cut.deadline))?;
         if at < known.primary_deadline() {
-            let (own_trouble, retry_after) = (cut.stalled, Duration::ZERO);
-            known.last = Some(Last { own_trouble, retry_after });
+            let (own_trouble, retry_after) = (cut.stalled, None);
+            known.last = Some(Last { own_trouble, retry_after, injected: false });
+            let laws = &self.laws.services[known.service];
+            let below = laws.learned_up_to.is_some_and(|most| cut.deadline < cut.began + most);
+            self.reached.note_if(below, Cell::CutByLearned);
             self.reached.note(Cell::AttemptTimedOut);
         } else {
             self.reached.note(Cell::AttemptCutByDeadline);
@@ -265,6 +380,10 @@ impl Judge<'_> {
     pub(crate) fn attempt_ended(&mut self, at: Duration, call: usize, number: u32, effect: Effect) {
         let known = &mut self.calls[call];
         known.running.retain(|running| running.number != number);
+        let outlived = !known.running.is_empty() && effect == Effect::Failure;
+        self.reached.note_if(outlived, Cell::HedgeOutlived);
+        self.failures[known.service] +=
+            u64::from(matches!(effect, Effect::Failure | Effect::Perhaps));
         if let Some(circuit) = &mut self.circuits[known.service] {
             circuit.settle(at, Holder::Attempt(call, number), effect, &mut self.reached);
         }
@@ -279,14 +398,32 @@ impl Judge<'_> {
     ) -> Result<(), Broken> {
         let known = &mut self.calls[call];
         known.due = Some(at + delay);
+        known.scheduled += 1;
+        self.loads[known.service].scheduled += 1;
+        if attempts > known.attempts && self.laws.services[known.service].chaos.is_some() {
+            // An attempt that nobody saw: a fault was put in place of it, or it was cut off while it was delayed.
+            let own_trouble = self.stalled_until.is_some();
+            known.last = Some(Last { own_trouble, retry_after: None, injected: true });
+            self.failures[known.service] += 1;
+        }
         let known = &self.calls[call];
         let laws = self.service_laws(known.service);
-        require(5, attempts == known.attempts, || format!("{} were made", known.attempts))?;
+        let unseen = attempts > known.attempts && laws.chaos.is_some();
+        let hedged = self.is_hedged(call);
+        let fewer = hedged && attempts < known.attempts;
+        require(5, attempts == known.attempts || unseen || fewer, || {
+            format!("{} were made", known.attempts)
+        })?;
         let last = known.last;
         require(4, last.is_some(), || "there is nothing to repeat".to_owned())?;
-        let retry_after = last.map(|last| last.retry_after).unwrap_or_default();
+        let retry_after = last.and_then(|last| last.retry_after).unwrap_or_default();
         // Spread, so that those who were told the same time do not all come at once.
-        let longest = laws.max_delay.max(retry_after + retry_after / 2);
+        let (retry_after, asked) = match hedged {
+            // It may be the retry of any of its attempts.
+            true => (Duration::ZERO, known.longest_asked),
+            false => (retry_after, retry_after),
+        };
+        let longest = laws.max_delay.max(asked + asked / 2);
         require(4, (retry_after..=longest).contains(&delay), || {
             format!("the wait is not within {retry_after:?} and {longest:?}")
         })?;
@@ -300,17 +437,34 @@ impl Judge<'_> {
             "a call to a healthy service is repeated".to_owned()
         })?;
         self.reached.note_if(delay > laws.max_delay, Cell::RetryAfterBeyondCap);
-        self.spend(call, |spending| {
+        self.spend(at, call, |spending| {
             spending.scheduled += 1;
-            spending.scheduled
         })
     }
 
     pub(crate) fn ended(&mut self, at: Duration, call: usize, end: End) -> Result<(), Broken> {
         let known = &self.calls[call];
         let laws = self.service_laws(known.service);
-        let refused = matches!(end, End::DeadlineExceeded | End::CircuitOpen | End::BulkheadFull);
-        require(4, known.fell_back || !refused || known.last.is_none(), || {
+        let refused = matches!(
+            end,
+            End::DeadlineExceeded
+                | End::CircuitOpen
+                | End::BulkheadFull
+                | End::Throttled
+                | End::Shed
+        );
+        let early = matches!(end, End::Shed | End::RateLimited);
+        require(6, !early || known.attempts == 0, || "a shed call was made".to_owned())?;
+        let failed_before = laws.chaos.is_some() || self.failures[known.service] > 0;
+        require(12, end != End::Throttled || failed_before, || {
+            "a service was spared that had not failed".to_owned()
+        })?;
+        let reported = known.reported.map_or(0, |(_, attempts)| attempts);
+        require(7, end != End::Injected || known.attempts < reported, || {
+            "a fault was injected in an attempt that was made".to_owned()
+        })?;
+        let real = known.last.is_some_and(|last| !last.injected);
+        require(4, known.fell_back || !refused || !real, || {
             "the last real error is forgotten".to_owned()
         })?;
         require(9, known.fell_back || (end == End::Draining) == known.draining, || {
@@ -331,7 +485,7 @@ impl Judge<'_> {
                 CallOutcome::CallerError | CallOutcome::ServiceError | CallOutcome::LocalError
             ),
             // A service that was not asked is not late.
-            (End::DeadlineExceeded, Some(outcome)) if known.attempts == 0 => {
+            (End::DeadlineExceeded, Some(outcome)) if reported == 0 => {
                 outcome == CallOutcome::LocalError
             }
             (End::AttemptTimeout | End::DeadlineExceeded, Some(outcome)) => {
@@ -339,10 +493,15 @@ impl Judge<'_> {
                     End::AttemptTimeout => known.last.is_some_and(|last| last.own_trouble),
                     _ => known.cut_unfairly,
                 };
+                let ours = ours || laws.chaos.is_some() || self.is_hedged(call);
                 outcome == CallOutcome::Timeout || (ours && outcome == CallOutcome::LocalError)
             }
             (End::CircuitOpen, Some(outcome)) => outcome == CallOutcome::CircuitOpen,
-            (End::BulkheadFull | End::Draining, Some(outcome)) => outcome == CallOutcome::Rejected,
+            (
+                End::BulkheadFull | End::Throttled | End::RateLimited | End::Shed | End::Draining,
+                Some(outcome),
+            ) => outcome == CallOutcome::Rejected,
+            (End::Injected, Some(outcome)) => outcome == CallOutcome::ServiceError,
             (End::OtherRefusal | End::FallbackError, Some(_)) => true,
         };
         require(5, agrees, || format!("observers were told of {outcome:?}"))?;
@@ -359,6 +518,17 @@ impl Judge<'_> {
         for (cell, reached) in [
             (Cell::CircuitOpen, end == End::CircuitOpen),
             (Cell::BulkheadFull, end == End::BulkheadFull),
+            (Cell::Throttled, end == End::Throttled),
+            (
+                Cell::ThrottledRetry,
+                inner
+                    && retries_left
+                    && laws.throttle.is_some()
+                    && known.due.is_some_and(|due| due <= at),
+            ),
+            (Cell::Injected, end == End::Injected),
+            (Cell::Shed, end == End::Shed),
+            (Cell::RateLimited, end == End::RateLimited),
             (Cell::RefusedDraining, end == End::Draining),
             (Cell::DeadlineBeforeAttempt, end == End::DeadlineExceeded && known.attempts == 0),
             (Cell::LastErrorAtDeadline, inner && at >= known.primary_deadline()),

@@ -4,7 +4,7 @@ use std::hash::{Hash, Hasher};
 use std::time::Duration;
 
 use fastrand::Rng;
-use resilience_core::{CircuitSettings, Growth, SlidingWindow, SlowCalls};
+use resilience_core::{CircuitSettings, Growth, LimitAlgorithm, SlidingWindow, SlowCalls};
 
 /// What a run is about.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -22,10 +22,20 @@ pub(crate) enum Case {
 #[derive(Clone, Debug)]
 pub(crate) struct Laws {
     pub(crate) services: Vec<ServiceLaws>,
-    /// Share and burst of each retry budget.
-    pub(crate) budgets: Vec<(f64, u32)>,
+    pub(crate) budgets: Vec<BudgetLaws>,
     /// Whether no service ever fails: only this process stands still and has trouble of its own.
     pub(crate) innocent: bool,
+}
+
+/// The settings of one retry budget.
+#[derive(Clone, Debug)]
+pub(crate) struct BudgetLaws {
+    pub(crate) ratio: f64,
+    pub(crate) burst: u32,
+    /// Retries a second.
+    pub(crate) floor_rate: f64,
+    /// Share and burst of retries of calls that the service throttled.
+    pub(crate) throttling: Option<(f64, u32)>,
 }
 
 /// The settings of one service's layers. Whoever adds a layer draws its settings here.
@@ -34,13 +44,66 @@ pub(crate) struct ServiceLaws {
     /// The longest answer in fine weather.
     pub(crate) latency: Duration,
     pub(crate) deadline: Duration,
+    /// The time of an attempt, or the least that it may come to be.
     pub(crate) attempt_timeout: Duration,
+    /// The most that it may come to be, where it is learned.
+    pub(crate) learned_up_to: Option<Duration>,
     pub(crate) max_retries: u32,
     pub(crate) max_delay: Duration,
     pub(crate) budget: Option<usize>,
     pub(crate) breaker: Option<BreakerLaws>,
-    /// Places, and the wait for one.
+    /// In the breaker's place.
+    pub(crate) throttle: Option<ThrottleLaws>,
+    /// Places, at the most, and the wait for one.
     pub(crate) bulkhead: Option<(usize, Duration)>,
+    /// Whether a limit that moves is in the bulkhead's place.
+    pub(crate) adaptive: Option<AdaptiveLaws>,
+    /// How many calls may be worked on at once before others are shed.
+    pub(crate) shed: Option<usize>,
+    pub(crate) rate: Option<RateLaws>,
+    pub(crate) hedge: Option<HedgeLaws>,
+    pub(crate) chaos: Option<ChaosLaws>,
+}
+
+/// So many calls in so much time, and so many at once.
+#[derive(Clone, Debug)]
+#[cfg_attr(not(feature = "rate-limit"), expect(dead_code, reason = "without it none is built"))]
+pub(crate) struct RateLaws {
+    pub(crate) calls: u32,
+    pub(crate) time: Duration,
+    pub(crate) burst: u32,
+    pub(crate) queue: u32,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct HedgeLaws {
+    /// A fixed delay.
+    pub(crate) delay: Duration,
+    pub(crate) max_hedges: u32,
+    pub(crate) budget: usize,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct ThrottleLaws {
+    pub(crate) window: Duration,
+    pub(crate) multiplier: f64,
+    pub(crate) max_rejection: f64,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct AdaptiveLaws {
+    pub(crate) algorithm: LimitAlgorithm,
+    pub(crate) min: usize,
+    pub(crate) initial: usize,
+}
+
+#[derive(Clone, Debug)]
+#[cfg_attr(not(feature = "chaos"), expect(dead_code, reason = "without it none is built"))]
+pub(crate) struct ChaosLaws {
+    pub(crate) faults: f64,
+    pub(crate) delayed: f64,
+    pub(crate) delay: Duration,
+    pub(crate) enabled: bool,
 }
 
 /// A breaker's rules, and what is done to it by hand.
@@ -69,9 +132,21 @@ impl Hash for Hand {
 
 impl Laws {
     pub(crate) fn draw(rng: &mut Rng, case: Case) -> Self {
-        let budgets = (0..2).map(|_| (f64::from(rng.u32(0..11)) / 10.0, rng.u32(..6))).collect();
+        let budgets = (0..2).map(|_| BudgetLaws::draw(rng)).collect();
         let services = (0..rng.usize(1..4)).map(|_| ServiceLaws::draw(rng, case)).collect();
         Self { services, budgets, innocent: case != Case::Any }
+    }
+}
+
+impl BudgetLaws {
+    fn draw(rng: &mut Rng) -> Self {
+        let share = |rng: &mut Rng| f64::from(rng.u32(0..11)) / 10.0;
+        Self {
+            ratio: share(rng),
+            burst: rng.u32(..6),
+            floor_rate: if rng.u8(..3) == 0 { f64::from(rng.u32(1..40)) / 10.0 } else { 0.0 },
+            throttling: (rng.u8(..3) == 0).then(|| (share(rng), rng.u32(..6))),
+        }
     }
 }
 
@@ -93,16 +168,62 @@ impl ServiceLaws {
             Case::Crowded => attempt_timeout.mul_f64(1.0 + rng.f64()),
             Case::Stalling => Duration::from_secs(1_200),
         };
+        let breaker = (rng.u8(..6) > 0).then(|| BreakerLaws::draw(rng, case, attempt_timeout));
+        let throttled = breaker.is_none() || rng.u8(..12) == 0;
+        let throttle = throttled.then(|| ThrottleLaws {
+            window: millis(rng, 60, 4_000),
+            multiplier: 1.0 + rng.f64(),
+            max_rejection: 0.5 + 0.4 * rng.f64(),
+        });
+        let adaptive = bulkhead.filter(|_| rng.u8(..4) == 0).map(|(places, _)| {
+            let min = rng.usize(1..=places);
+            let algorithm = [LimitAlgorithm::Aimd, LimitAlgorithm::Gradient][rng.usize(..2)];
+            AdaptiveLaws { algorithm, min, initial: rng.usize(min..=places) }
+        });
+        let rate = (rng.u8(..6) == 0).then(|| RateLaws {
+            calls: rng.u32(1..20),
+            time: millis(rng, 100, 2_000),
+            burst: rng.u32(1..6),
+            queue: rng.u32(..6),
+        });
+        let hedge = (!innocent && rng.u8(..5) == 0).then(|| HedgeLaws {
+            delay: millis(rng, 1, 200),
+            max_hedges: rng.u32(1..4),
+            budget: rng.usize(..2),
+        });
+        let chaos = (!innocent && rng.u8(..8) == 0).then(|| ChaosLaws {
+            faults: rng.f64(),
+            delayed: rng.f64(),
+            delay: millis(rng, 0, 200),
+            enabled: rng.u8(..5) > 0,
+        });
         Self {
+            learned_up_to: (rng.u8(..4) == 0)
+                .then(|| attempt_timeout.mul_f64(1.0 + 3.0 * rng.f64())),
+            throttle,
+            adaptive,
+            shed: (rng.u8(..4) == 0).then(|| rng.usize(1..4)),
+            chaos: chaos.filter(|_| cfg!(feature = "chaos") && hedge.is_none()),
+            hedge,
+            rate: rate.filter(|_| cfg!(feature = "rate-limit")),
             latency: if innocent { attempt_timeout / 5 } else { millis(rng, 5, 120) },
             deadline,
             attempt_timeout,
             max_retries,
             max_delay: millis(rng, 20, 500),
             budget: (rng.u8(..3) > 0).then(|| rng.usize(..2)),
-            breaker: (rng.u8(..6) > 0).then(|| BreakerLaws::draw(rng, case, attempt_timeout)),
+            breaker: breaker.filter(|_| !throttled),
             bulkhead,
         }
+    }
+}
+
+impl ServiceLaws {
+    /// Whether one can see from outside which attempts have leave of the circuit, and a place.
+    pub(crate) fn is_watched(&self) -> bool {
+        // While it has no attempt, a call may wait for its turn, or beside another attempt of its own.
+        let waits_elsewhere = self.rate.is_some() || self.hedge.is_some();
+        self.chaos.is_none() && !(waits_elsewhere && self.bulkhead.is_some())
     }
 }
 

@@ -50,6 +50,8 @@ struct Leave {
 #[derive(Debug)]
 pub(crate) struct Ledger {
     laws: CircuitSettings,
+    /// Whether one sees all who have leave. Otherwise only the changes themselves are judged.
+    watched: bool,
     state: CircuitState,
     generation: u32,
     since: Duration,
@@ -81,9 +83,10 @@ pub(crate) struct Ledger {
 }
 
 impl Ledger {
-    pub(crate) fn new(laws: CircuitSettings) -> Self {
+    pub(crate) fn new(laws: CircuitSettings, watched: bool) -> Self {
         Self {
             laws,
+            watched,
             state: CircuitState::Closed,
             generation: 0,
             since: Duration::ZERO,
@@ -116,6 +119,9 @@ impl Ledger {
         generation: u32,
         reached: &mut Coverage,
     ) -> Result<(), Broken> {
+        if !self.watched && !matches!(holder, Holder::Permit(_)) {
+            return Ok(());
+        }
         let probe = self.state == CircuitState::HalfOpen;
         require(2, generation == self.generation, || {
             format!(
@@ -291,9 +297,11 @@ impl Ledger {
     }
 
     fn begin_generation(&mut self, since: Duration, state: CircuitState, generation: u32) {
-        let (laws, reopened, forcing) = (self.laws, self.reopened, self.forcing);
+        let (laws, watched) = (self.laws, self.watched);
+        let (reopened, forcing) = (self.reopened, self.forcing);
         let out = std::mem::take(&mut self.out);
-        *self = Self { state, generation, since, out, reopened, forcing, ..Self::new(laws) };
+        *self =
+            Self { state, generation, since, out, reopened, forcing, ..Self::new(laws, watched) };
     }
 
     fn note_late(&self, leave: Leave, result: Effect, reached: &mut Coverage) {
@@ -341,18 +349,20 @@ impl Ledger {
             (CircuitState::Closed, CircuitState::Open) => {
                 let most = self.perhaps_in_a_row as usize + timing_out;
                 let enough = self.laws.fail_max.is_some_and(|max| most >= max as usize);
-                require(2, enough || self.may_open_by_rate(timing_out), || {
+                let may = !self.watched || enough || self.may_open_by_rate(timing_out);
+                require(2, may, || {
                     format!("it opened after {most} failures of its generation in a row")
                 })?;
                 let failures = timing_out + self.ends.iter().filter(|failed| **failed).count();
                 reached.note_if(enough, Cell::Opened);
-                reached.note_if(!enough && failures > 0, Cell::OpenedByRate);
-                reached.note_if(failures == 0, Cell::OpenedBySlowness);
+                reached.note_if(self.watched && !enough && failures > 0, Cell::OpenedByRate);
+                reached.note_if(self.watched && failures == 0, Cell::OpenedBySlowness);
                 self.reopened = 0;
             }
             (CircuitState::Open, CircuitState::HalfOpen) => {
                 let open = at.saturating_sub(self.since);
-                let shortest = self.shortest_open();
+                // Unseen, it may have been open since a lease ended.
+                let shortest = if self.watched { self.shortest_open() } else { Duration::ZERO };
                 require(4, open >= shortest, || {
                     format!("it was open for {open:?} only, not for {shortest:?}")
                 })?;
@@ -361,21 +371,22 @@ impl Ledger {
             }
             (CircuitState::HalfOpen, CircuitState::Open) => {
                 let failed = self.failed || self.perhaps_failed || timing_out > 0;
-                require(2, failed || lost.is_some() || self.slow > 0, || {
+                let may = !self.watched || failed || lost.is_some() || self.slow > 0;
+                require(2, may, || {
                     "it opened again, and no probe of its generation had failed".to_owned()
                 })?;
                 since = lost.unwrap_or(at);
                 self.reopened = self.reopened.saturating_add(1);
-                reached.note_if(!failed && lost.is_none(), Cell::ReopenedBySlowness);
+                let slow = self.watched && !failed && lost.is_none();
+                reached.note_if(slow, Cell::ReopenedBySlowness);
                 reached.note_if(self.failed, Cell::ReopenedByFailure);
                 reached.note_if(lost.is_some(), Cell::ReopenedByLease);
                 reached.note_if(!self.failed && timing_out > 0, Cell::ReopenedByTimeout);
             }
             (CircuitState::HalfOpen, CircuitState::Closed) => {
                 let most = self.perhaps_successes;
-                require(2, most >= self.laws.success_threshold, || {
-                    format!("it closed after {most} successes of its generation")
-                })?;
+                let may = !self.watched || most >= self.laws.success_threshold;
+                require(2, may, || format!("it closed after {most} successes of its generation"))?;
                 self.reopened = 0;
                 reached.note(Cell::Closed);
             }
@@ -390,7 +401,7 @@ impl Ledger {
         require(2, (look.state, look.generation) == (self.state, self.generation), || {
             format!("it is {look:?}; it was to be {:?} {}", self.state, self.generation)
         })?;
-        if self.renewed {
+        if self.renewed || !self.watched {
             // By new rules it is judged with the next end, not at once.
             return Ok(());
         }

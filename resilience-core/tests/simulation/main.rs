@@ -9,6 +9,7 @@
 mod calls;
 mod coverage;
 mod laws;
+mod layers;
 mod ledger;
 mod moments;
 mod promises;

@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::calls::CallLedger;
 use crate::coverage::Cell;
 use crate::ledger::Holder;
-use crate::promises::{Broken, Judge, require};
+use crate::promises::{Broken, Judge, Load, require};
 use crate::trace::Look;
 
 /// Tokio's timers keep whole milliseconds: none fires more than one late.
@@ -68,11 +68,34 @@ impl Judge<'_> {
         if let Some(circuit) = &self.circuits[service] {
             circuit.check(at, look)?;
         }
+        let laws = self.service_laws(service);
+        if let Some(hedge) = &laws.hedge {
+            let load = &mut self.loads[service];
+            let started = look.hedges - load.hedges;
+            load.hedges = look.hedges;
+            let Load { more, scheduled, hedges, .. } = *load;
+            require(3, more <= scheduled + hedges, || {
+                format!("{more} attempts more than calls: {scheduled} retries, {hedges} hedges")
+            })?;
+            if started > 0 {
+                self.budgets[hedge.budget][0].hedges += started;
+                self.reached.note(Cell::HedgePaid);
+                self.check_budget(at, hedge.budget, None)?;
+            }
+        }
+        if let (Some(adaptive), Some((most, _))) = (&laws.adaptive, laws.bulkhead) {
+            require(11, (adaptive.min..=most).contains(&look.limit), || {
+                format!("the limit is not within {} and {most}", adaptive.min)
+            })?;
+            self.reached.note_if(look.limit > adaptive.initial, Cell::LimitRaised);
+            self.reached.note_if(look.limit < adaptive.initial, Cell::LimitCut);
+        }
         if let (Some((places, _)), 0) = (self.service_laws(service).bulkhead, look.waiting) {
             let in_flight = self.in_flight(service);
             // While tasks are ready, a place may have been handed to one that has not run yet.
             let accounted = look.places + in_flight;
-            let whole = if task == crate::trace::NOBODY {
+            // An attempt that is delayed on purpose has its place, and nobody sees it.
+            let whole = if task == crate::trace::NOBODY && laws.chaos.is_none() {
                 accounted == places
             } else {
                 accounted <= places

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use resilience_core::{CircuitState, Outcome};
+use resilience_core::{CallOutcome, CircuitState, Outcome};
 
 use crate::calls::{CallLedger, Running};
 use crate::coverage::{Cell, Coverage};
@@ -47,13 +47,27 @@ pub(crate) struct Judge<'a> {
     pub(crate) laws: &'a Laws,
     pub(crate) calls: Vec<CallLedger>,
     pub(crate) circuits: Vec<Option<Ledger>>,
-    pub(crate) budgets: Vec<Spending>,
+    /// What each budget gave, and what the share of throttled calls in it did.
+    pub(crate) budgets: Vec<[Spending; 2]>,
     /// Each drain that has begun: its service, its deadline, and whether it still runs.
     pub(crate) drains: Vec<(usize, Duration, bool)>,
     pub(crate) dropped: Vec<usize>,
     /// Until when this process last stood still.
     pub(crate) stalled_until: Option<Duration>,
+    /// Attempts of each service that failed, or may have.
+    pub(crate) failures: Vec<u64>,
+    /// What is known of the load on each service.
+    pub(crate) loads: Vec<Load>,
     pub(crate) reached: Coverage,
+}
+
+/// The calls that came to an attempt, the attempts beyond one for each, and what they are owed to.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Load {
+    pub(crate) calls: u64,
+    pub(crate) more: u64,
+    pub(crate) scheduled: u64,
+    pub(crate) hedges: u64,
 }
 
 /// What a budget was paid for, and what it gave.
@@ -63,22 +77,25 @@ pub(crate) struct Spending {
     /// Retries that were to be made, and those that were.
     pub(crate) scheduled: u64,
     pub(crate) made: u64,
+    pub(crate) hedges: u64,
 }
 
 impl<'a> Judge<'a> {
     fn new(laws: &'a Laws) -> Self {
-        let circuits = laws
-            .services
-            .iter()
-            .map(|laws| laws.breaker.as_ref().map(|laws| Ledger::new(laws.settings)));
+        let circuits = laws.services.iter().map(|laws| {
+            let watched = laws.is_watched();
+            laws.breaker.as_ref().map(|laws| Ledger::new(laws.settings, watched))
+        });
         Self {
             laws,
             calls: Vec::new(),
             circuits: circuits.collect(),
-            budgets: vec![Spending::default(); laws.budgets.len()],
+            budgets: vec![[Spending::default(); 2]; laws.budgets.len()],
             drains: Vec::new(),
             dropped: Vec::new(),
             stalled_until: None,
+            failures: vec![0; laws.services.len()],
+            loads: vec![Load::default(); laws.services.len()],
             reached: Coverage::default(),
         }
     }
@@ -86,10 +103,10 @@ impl<'a> Judge<'a> {
     fn hear(&mut self, at: Duration, fact: Fact) -> Result<(), Broken> {
         match fact {
             Fact::Began { call, task, service, kind, deadline, fallback, around } => {
-                let budget = self.service_laws(service).budget;
                 let draining = self.drains.iter().any(|(drained, ..)| *drained == service);
-                if let (Some(budget), false) = (budget, draining) {
-                    self.budgets[budget].calls += 1;
+                // Where faults are injected, the first attempt may be one that nobody sees.
+                if self.service_laws(service).chaos.is_some() && !draining {
+                    self.deposit(service);
                 }
                 if let Some(outer) = around {
                     self.calls[outer].has_inner = true;
@@ -104,7 +121,8 @@ impl<'a> Judge<'a> {
             }
             Fact::Attempted { call, number, deadline, generation } => {
                 let stalled = self.stalled_until.is_some_and(|until| at < until + AFTERMATH);
-                self.attempted(at, call, Running { number, deadline, stalled }, generation)
+                let attempt = Running { number, began: at, deadline, stalled };
+                self.attempted(at, call, attempt, generation)
             }
             Fact::Executed { call } => self.executed(call),
             Fact::Answered { call, number, answer } => {
@@ -115,7 +133,10 @@ impl<'a> Judge<'a> {
                 let probing = self.is_half_open(self.calls[call].service);
                 self.reached.note(Cell::OperationPanicked);
                 self.reached.note_if(probing, Cell::ProbePanicked);
-                self.attempt_ended(at, call, number, Effect::Failure);
+                // Where it is hedged, another attempt may be to blame.
+                let hedged = self.is_hedged(call);
+                let effect = if hedged { Effect::Perhaps } else { Effect::Failure };
+                self.attempt_ended(at, call, number, effect);
                 Ok(())
             }
             Fact::Cut { call, number } => self.cut(at, call, number),
@@ -127,7 +148,9 @@ impl<'a> Judge<'a> {
             Fact::Reported { call, outcome, attempts } => {
                 let known = &mut self.calls[call];
                 require(5, known.reported.is_none(), || "a call was reported twice".to_owned())?;
-                require(5, attempts == known.attempts, || {
+                let unseen =
+                    attempts > known.attempts && self.laws.services[known.service].chaos.is_some();
+                require(5, attempts == known.attempts || unseen, || {
                     format!("{attempts} attempts were reported, {} were made", known.attempts)
                 })?;
                 known.reported = Some((outcome, attempts));
@@ -135,7 +158,13 @@ impl<'a> Judge<'a> {
                 Ok(())
             }
             Fact::FellBack { call } => {
-                self.calls[call].fell_back = true;
+                let known = &mut self.calls[call];
+                known.fell_back = true;
+                let laws = &self.laws.services[known.service];
+                let refused = known.reported == Some((CallOutcome::Rejected, 0));
+                let shed =
+                    laws.shed.is_some() && laws.bulkhead.is_none() && laws.throttle.is_none();
+                self.reached.note_if(refused && shed, Cell::ShedWithFallback);
                 self.reached.note(Cell::FellBack);
                 Ok(())
             }

@@ -7,12 +7,14 @@ use std::time::Duration;
 
 use fastrand::Rng;
 use resilience_core::{
-    Attempt, Blame, Bulkhead, Call, CallError, CircuitBreaker, CircuitOpen, CircuitState, Deadline,
-    Drained, Outcome, Permit, Pipeline, Replay, RetryBudget, RetryPolicy, Verdict,
+    AdaptiveLimit, Attempt, Blame, Bulkhead, Call, CallError, CircuitBreaker, CircuitOpen,
+    CircuitState, Deadline, Drained, Hedge, LoadShedder, Outcome, Permit, Pipeline, Prioritizer,
+    Priority, Replay, RetryBudget, RetryPolicy, Throttle, Verdict,
 };
 use tokio::time::{Instant, sleep};
 
-use crate::laws::{BreakerLaws, Case, Hand, Laws, ServiceLaws, longest_open};
+use crate::laws::{Case, Hand, Laws, ServiceLaws, longest_open};
+use crate::layers::{build_adaptive, build_breaker, build_budget, build_timeout};
 use crate::service::{Answer, Behaviour, Fault, Script, serve};
 use crate::trace::{self, End, Fact, Kind, Look, OpenCall, Planned, record};
 use crate::world::{Role, jump, spawn};
@@ -35,6 +37,8 @@ struct Service {
     pipeline: Pipeline,
     breaker: Option<CircuitBreaker>,
     bulkhead: Option<Bulkhead>,
+    adaptive: Option<(AdaptiveLimit, usize)>,
+    hedge: Option<Hedge>,
     script: Script,
     deadline: Duration,
 }
@@ -44,6 +48,7 @@ struct Service {
 struct Plan {
     service: usize,
     kind: Kind,
+    priority: Priority,
     start: Duration,
     deadline: Option<Duration>,
     scope: Option<Duration>,
@@ -56,8 +61,7 @@ impl Scene {
     pub(crate) fn draw(rng: &mut Rng, case: Case) -> (Rc<Self>, Laws) {
         let innocent = case != Case::Any;
         let laws = Laws::draw(rng, case);
-        let budgets = laws.budgets.iter().map(|(ratio, burst)| RetryBudget::new(*ratio, *burst));
-        let budgets: Vec<_> = budgets.map(|budget| budget.expect("drawn within range")).collect();
+        let budgets: Vec<_> = laws.budgets.iter().map(build_budget).collect();
         let mut services = Vec::new();
         for (index, settings) in laws.services.iter().enumerate() {
             let script = match innocent {
@@ -92,15 +96,18 @@ impl Scene {
             let maybe = |rng: &mut Rng, of: u8, from, to| {
                 (!innocent && rng.u8(..of) == 0).then(|| Duration::from_millis(rng.u64(from..to)))
             };
+            // What runs twice at once within one task could not be told apart.
+            let hedged = self.services[service].hedge.is_some();
             let plan = Plan {
                 service,
                 kind: [Kind::Read, Kind::Write, Kind::WriteIdempotent][rng.usize(..3)],
+                priority: Priority::ALL[rng.usize(..5)],
                 // In herds, so that they meet.
                 start: Duration::from_millis(rng.u64(..herds) * 100 + rng.u64(..20)),
                 deadline: maybe(rng, 4, 0, 1_500),
                 scope: maybe(rng, 6, 1, 2_000),
                 fallback: (rng.u8(..4) == 0).then(|| draw_fallback(rng)),
-                inner: (rng.u8(..3) == 0 && service + 1 < services && !innocent)
+                inner: (rng.u8(..3) == 0 && service + 1 < services && !innocent && !hedged)
                     .then(|| rng.usize(service + 1..services)),
             };
             let drop_after = (rng.u8(..6) == 0).then(|| rng.u32(1..6));
@@ -187,7 +194,7 @@ impl Scene {
             Kind::Write => Call::write(),
             Kind::WriteIdempotent => Call::write_idempotent(),
         };
-        let call = own.map_or(call, |deadline| call.by(deadline));
+        let call = own.map_or(call, |deadline| call.by(deadline)).rank(plan.priority);
         let id = open.id;
         let operation = |attempt| self.attempt(plan, id, attempt);
         let Some(fallback) = plan.fallback else {
@@ -286,8 +293,10 @@ impl Scene {
                 probes_out: snapshot.is_some_and(|seen| {
                     seen.state == CircuitState::HalfOpen && seen.retry_after.is_some()
                 }),
-                places: service.bulkhead.as_ref().map_or(0, Bulkhead::available),
-                waiting: service.bulkhead.as_ref().map_or(0, Bulkhead::waiting),
+                places: service.places(),
+                waiting: service.waiting(),
+                limit: service.adaptive.as_ref().map_or(0, |(limit, _)| limit.limit()),
+                hedges: service.hedge.as_ref().map_or(0, |hedge| hedge.counts().started),
             };
             if happened || looks[index] != Some(look) {
                 record(Fact::Seen { task: trace::task(), service: index, look });
@@ -330,6 +339,20 @@ impl Scene {
 }
 
 impl Service {
+    /// Places that are free, of the most there may be.
+    fn places(&self) -> usize {
+        match (&self.bulkhead, &self.adaptive) {
+            (Some(bulkhead), _) => bulkhead.available(),
+            (None, Some((limit, most))) => most.saturating_sub(limit.in_flight()),
+            (None, None) => 0,
+        }
+    }
+
+    fn waiting(&self) -> usize {
+        let adaptive = self.adaptive.as_ref().map_or(0, |(limit, _)| limit.waiting());
+        self.bulkhead.as_ref().map_or(adaptive, Bulkhead::waiting)
+    }
+
     fn build(
         index: usize,
         laws: &ServiceLaws,
@@ -341,6 +364,7 @@ impl Service {
         let breaker = laws.breaker.as_ref().map(|laws| build_breaker(&name, laws));
         let bulkhead = laws
             .bulkhead
+            .filter(|_| laws.adaptive.is_none())
             .map(|(places, wait)| Bulkhead::new(&*name, places, wait).expect("drawn within range"));
         let mut retry = RetryPolicy::builder()
             .max_retries(laws.max_retries)
@@ -353,7 +377,7 @@ impl Service {
         }
         let mut pipeline = Pipeline::builder(&*name)
             .deadline(laws.deadline)
-            .attempt_timeout(laws.attempt_timeout)
+            .timeout(build_timeout(laws, rng))
             .retry(retry.build().expect("drawn within range"));
         if let Some(breaker) = &breaker {
             pipeline = pipeline.breaker(breaker.clone());
@@ -361,38 +385,53 @@ impl Service {
         if let Some(bulkhead) = &bulkhead {
             pipeline = pipeline.bulkhead(bulkhead.clone());
         }
+        let adaptive = laws
+            .adaptive
+            .as_ref()
+            .zip(laws.bulkhead)
+            .map(|(laws, (most, wait))| (build_adaptive(&name, laws, most, wait), most));
+        if let Some((limit, _)) = &adaptive {
+            pipeline = pipeline.adaptive_limit(limit.clone());
+        }
+        if let Some(laws) = &laws.throttle {
+            let throttle = Throttle::builder(&*name)
+                .window(laws.window)
+                .multiplier(laws.multiplier)
+                .max_rejection(laws.max_rejection)
+                .seed(rng.u64(..));
+            pipeline = pipeline.throttle(throttle.build().expect("drawn within range"));
+        }
+        if let Some(limit) = laws.shed {
+            let shedder = LoadShedder::new(&*name, &Prioritizer::new(), limit);
+            pipeline = pipeline.shed(shedder.expect("drawn within range"));
+        }
+        let hedge = laws.hedge.as_ref().map(|laws| {
+            let budget = budgets[laws.budget].clone();
+            let hedge = Hedge::builder().delay(laws.delay).max_hedges(laws.max_hedges);
+            hedge.budget(budget).build().expect("drawn within range")
+        });
+        if let Some(hedge) = &hedge {
+            pipeline = pipeline.hedge(hedge.clone());
+        }
+        #[cfg(feature = "rate-limit")]
+        if let Some(laws) = &laws.rate {
+            let limiter = resilience_core::RateLimiter::builder(&*name, laws.calls, laws.time)
+                .burst(laws.burst)
+                .queue(laws.queue);
+            pipeline = pipeline.rate_limit(limiter.build().expect("drawn within range"));
+        }
+        #[cfg(feature = "chaos")]
+        if let Some(laws) = &laws.chaos {
+            let chaos = resilience_core::Chaos::builder(&*name)
+                .faults(laws.faults)
+                .latency(laws.delayed, Duration::ZERO..=laws.delay)
+                .enabled(laws.enabled)
+                .seed(rng.u64(..));
+            pipeline = pipeline.chaos(chaos.build().expect("drawn within range"));
+        }
         let pipeline = pipeline.build().expect("drawn within range");
-        Self { pipeline, breaker, bulkhead, script, deadline: laws.deadline }
+        Self { pipeline, breaker, bulkhead, adaptive, hedge, script, deadline: laws.deadline }
     }
-}
-
-fn build_breaker(name: &str, laws: &BreakerLaws) -> CircuitBreaker {
-    let rules = laws.settings;
-    let mut breaker = CircuitBreaker::builder(name)
-        .window(rules.window)
-        .minimum_calls(rules.minimum_calls)
-        .reset_timeout(rules.reset_timeout)
-        .reset_timeout_jitter(rules.reset_timeout_jitter)
-        .success_threshold(rules.success_threshold)
-        .half_open_max_calls(rules.half_open_max_calls)
-        .probe_lease(rules.probe_lease);
-    breaker =
-        rules.fail_max.map_or(breaker.clone().without_fail_max(), |most| breaker.fail_max(most));
-    if let Some(rate) = rules.failure_rate {
-        breaker = breaker.failure_rate(rate);
-    }
-    if let Some(slow) = rules.slow_calls {
-        breaker = breaker.slow_call_rate(slow.rate, slow.slower_than);
-    }
-    if let Some(growth) = rules.reset_timeout_growth {
-        breaker = breaker.reset_timeout_growth(growth.factor, growth.max);
-    }
-    if let Some(time) = rules.recovery {
-        breaker = breaker.recovery(time);
-    }
-    let breaker = breaker.build().expect("drawn within range");
-    assert_eq!(breaker.settings(), rules);
-    breaker
 }
 
 /// Whether a circuit is held in its state by hand.
@@ -449,6 +488,10 @@ fn tell(open: OpenCall, result: Result<(), CallError<Fault>>) -> Result<(), Faul
             (End::CircuitOpen, Verdict::service(Replay::Safe).after(open.retry_after))
         }
         Err(CallError::BulkheadFull(_)) => (End::BulkheadFull, refused),
+        Err(CallError::Throttled(_)) => (End::Throttled, refused),
+        Err(CallError::RateLimited(_)) => (End::RateLimited, refused),
+        Err(CallError::Shed(_)) => (End::Shed, refused),
+        Err(CallError::Injected(_)) => (End::Injected, Verdict::service(Replay::Safe)),
         Err(CallError::Draining(_)) => (End::Draining, refused),
         Err(_) => (End::OtherRefusal, refused),
     };

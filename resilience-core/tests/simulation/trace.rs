@@ -34,6 +34,10 @@ pub(crate) enum End {
     DeadlineExceeded,
     CircuitOpen,
     BulkheadFull,
+    Throttled,
+    RateLimited,
+    Shed,
+    Injected,
     Draining,
     OtherRefusal,
     FallbackError,
@@ -48,6 +52,10 @@ pub(crate) struct Look {
     pub(crate) probes_out: bool,
     pub(crate) places: usize,
     pub(crate) waiting: usize,
+    /// The limit now, where it moves.
+    pub(crate) limit: usize,
+    /// Hedges that were started.
+    pub(crate) hedges: u64,
 }
 
 /// One thing that happened. Times count from the start of the run.
