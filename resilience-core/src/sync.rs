@@ -31,34 +31,39 @@ pub(crate) fn update(word: &AtomicU64, mut change: impl FnMut(u64) -> Option<u64
 mod modelled {
     use loom::sync::atomic::{self, Ordering};
 
-    /// loom's, but for the plain store. Of that loom 0.7 believes that it can come between the two
-    /// halves of another thread's read-modify-write, which none can; of a swap it does not.
+    /// loom's, made as strict as it means to be. Of loom 0.7 a plain store can come between the two
+    /// halves of another thread's read-modify-write: here it is a swap. And a load hides earlier ones
+    /// from the search for other orders: here each access takes its turn first, which orders nothing
+    /// but shows that there was one.
     #[derive(Debug)]
-    pub(crate) struct AtomicU64(atomic::AtomicU64);
+    pub(crate) struct AtomicU64 {
+        value: atomic::AtomicU64,
+        turn: atomic::AtomicU64,
+    }
 
     impl AtomicU64 {
         pub(crate) fn new(value: u64) -> Self {
-            Self(atomic::AtomicU64::new(value))
+            Self { value: atomic::AtomicU64::new(value), turn: atomic::AtomicU64::new(0) }
         }
 
         #[track_caller]
         pub(crate) fn load(&self, order: Ordering) -> u64 {
-            self.0.load(order)
+            self.in_turn().load(order)
         }
 
         #[track_caller]
         pub(crate) fn store(&self, value: u64, order: Ordering) {
-            self.0.swap(value, order);
+            self.in_turn().swap(value, order);
         }
 
         #[track_caller]
         pub(crate) fn fetch_add(&self, value: u64, order: Ordering) -> u64 {
-            self.0.fetch_add(value, order)
+            self.in_turn().fetch_add(value, order)
         }
 
         #[track_caller]
         pub(crate) fn fetch_sub(&self, value: u64, order: Ordering) -> u64 {
-            self.0.fetch_sub(value, order)
+            self.in_turn().fetch_sub(value, order)
         }
 
         #[track_caller]
@@ -66,9 +71,16 @@ mod modelled {
             &self,
             success: Ordering,
             failure: Ordering,
-            change: impl FnMut(u64) -> Option<u64>,
+            mut change: impl FnMut(u64) -> Option<u64>,
         ) -> Result<u64, u64> {
-            self.0.fetch_update(success, failure, change)
+            let mut held = self.load(failure);
+            while let Some(next) = change(held) {
+                match self.compare_exchange_weak(held, next, success, failure) {
+                    Ok(before) => return Ok(before),
+                    Err(other) => held = other,
+                }
+            }
+            Err(held)
         }
 
         #[track_caller]
@@ -79,7 +91,12 @@ mod modelled {
             success: Ordering,
             failure: Ordering,
         ) -> Result<u64, u64> {
-            self.0.compare_exchange_weak(current, new, success, failure)
+            self.in_turn().compare_exchange_weak(current, new, success, failure)
+        }
+
+        fn in_turn(&self) -> &atomic::AtomicU64 {
+            self.turn.fetch_add(1, Ordering::Relaxed);
+            &self.value
         }
     }
 }

@@ -71,19 +71,15 @@ fn a_look_at_a_window_sees_each_call_whole() {
 #[test]
 fn a_count_window_holds_the_last_calls_and_no_other() {
     explore(|| {
-        let world = World::new(|settings| {
-            watch(SlidingWindow::Calls(2))(settings);
-            settings.fail_max = None;
-        });
+        let world = World::new(watch(SlidingWindow::Calls(2)));
         world.call(Failure, 0);
-        let succeeding = |world: &Arc<World>| world.call(Success, 0);
-        race(&world, succeeding, |world| {
-            race(world, succeeding, |world| {
-                world.call(Failure, 0);
-                assert!(world.tally(0).1 <= 2);
-            })
-        });
-        // Four calls; of the two failures one is the first.
+        let pass = world.admit(0).unwrap();
+        let succeed_twice = move |world: &Arc<World>| {
+            world.settle(pass, Success, 0);
+            world.settle(pass, Success, 0);
+        };
+        race(&world, succeed_twice, |world| world.settle(pass, Failure, 0));
+        // The first failure is too long ago; the second may be.
         let (calls, failures) = world.tally(0);
         assert!(calls == 2 && failures <= 1);
         world.call(Success, 0);
@@ -113,36 +109,36 @@ fn a_new_generation_begins_empty_and_loses_nothing() {
 fn a_count_window_survives_its_last_number() {
     for left in [0, 1, 2] {
         explore(move || {
-            let world = World::new(watch(LAST_CALLS));
+            let world = World::new(watch(SlidingWindow::Calls(3)));
             world.circuit.window.fill_up(left);
-            let succeeding = |world: &Arc<World>| world.call(Success, 0);
-            race(&world, succeeding, |world| {
-                race(world, succeeding, |world| world.call(Failure, 0))
-            });
-            assert_eq!(world.tally(0), (10, 1));
-            for _ in 0..9 {
+            let pass = world.admit(0).unwrap();
+            let succeed_twice = move |world: &Arc<World>| {
+                world.settle(pass, Success, 0);
+                world.settle(pass, Success, 0);
+            };
+            race(&world, succeed_twice, |world| world.settle(pass, Failure, 0));
+            assert_eq!(world.tally(0), (3, 1));
+            for _ in 0..3 {
                 world.call(Success, 0);
             }
-            assert!(world.tally(0).1 <= 1);
-            world.call(Success, 0);
-            assert_eq!(world.tally(0), (10, 0));
+            assert_eq!(world.tally(0), (3, 0));
         });
     }
 }
 
 #[test]
 fn a_time_window_that_turns_loses_no_call() {
-    explore(|| {
-        let world = World::new(watch(LAST_SECONDS));
-        world.call(Success, 0);
-        race(
-            &world,
-            |world| world.call(Success, 0),
-            |world| race(world, |world| world.call(Success, 1), |world| world.call(Failure, 2)),
-        );
-        assert_eq!(world.tally(2), (4, 1));
-        assert_eq!(world.tally(40), (0, 0));
-    });
+    for (early, late) in [(0, 1), (0, 2), (1, 2)] {
+        explore(move || {
+            let world = World::new(watch(LAST_SECONDS));
+            world.call(Success, 0);
+            let pass = world.admit(0).unwrap();
+            let succeed = move |world: &Arc<World>| world.settle(pass, Success, early);
+            race(&world, succeed, |world| world.settle(pass, Failure, late));
+            assert_eq!(world.tally(2), (3, 1));
+            assert_eq!(world.tally(40), (0, 0));
+        });
+    }
 }
 
 #[test]
