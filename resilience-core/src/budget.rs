@@ -105,6 +105,7 @@ impl RetryBudget {
     }
 
     /// Notes one call: the balance grows by the ratio, up to the burst. With a full balance, one load.
+    #[inline]
     pub fn deposit(&self) {
         self.shared.transient.deposit();
         if let Some(throttling) = &self.shared.throttling {
@@ -242,10 +243,12 @@ impl Balance {
         Ok(Self { held: AtomicU64::new(burst), deposit: units(ratio), cap })
     }
 
+    #[inline]
     fn deposit(&self) {
         self.credit(self.deposit);
     }
 
+    #[inline]
     fn credit(&self, units: u64) {
         let grow = |held: u64| {
             let grown = held.saturating_add(units).min(self.cap);

@@ -51,6 +51,7 @@ impl Deadline {
     /// The deadline of the surrounding [`scope`](Self::scope), if there is one.
     ///
     /// A task spawned from within a scope does not inherit it: it may outlive the call.
+    #[inline]
     #[must_use]
     pub fn current() -> Option<Self> {
         CURRENT.get()
@@ -58,6 +59,7 @@ impl Deadline {
 
     /// The nearer of `self` and the surrounding one.
     #[must_use]
+    #[inline]
     pub fn inherited(self) -> Self {
         Self::current().map_or(self, |outer| self.min(outer))
     }
@@ -74,6 +76,7 @@ impl Deadline {
     }
 
     /// Runs `f` under this deadline, which is known to be no later than the surrounding one.
+    #[inline]
     pub(crate) fn enter<T>(self, f: impl FnOnce() -> T) -> T {
         let _outer = Outer(CURRENT.replace(Some(self)));
         f()
@@ -93,12 +96,14 @@ impl Deadline {
 
     /// What was left at `now`; zero once it has passed.
     #[must_use]
+    #[inline]
     pub fn remaining_at(self, now: Instant) -> Duration {
         self.0.saturating_duration_since(now)
     }
 
     /// Whether it has passed at `now`.
     #[must_use]
+    #[inline]
     pub fn has_passed(self, now: Instant) -> bool {
         self.0 <= now
     }
@@ -121,6 +126,7 @@ pin_project! {
 
 impl<F> Within<F> {
     /// `future` under `deadline`, or the surrounding one where that is nearer.
+    #[inline]
     pub(crate) fn new(deadline: Deadline, future: F) -> Self {
         Self { deadline, future }
     }
@@ -129,6 +135,7 @@ impl<F> Within<F> {
 impl<F: Future> Future for Within<F> {
     type Output = F::Output;
 
+    #[inline]
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
         // It may have been made elsewhere: what surrounds it is what it is polled under.
@@ -140,12 +147,14 @@ impl<F: Future> Future for Within<F> {
 struct Outer(Option<Deadline>);
 
 impl Drop for Outer {
+    #[inline]
     fn drop(&mut self) {
         CURRENT.set(self.0);
     }
 }
 
 /// `now + time`, thirty years from now at the most: a time without end must not overflow.
+#[inline]
 pub(crate) fn later(now: Instant, time: Duration) -> Instant {
     now + time.min(FAR)
 }

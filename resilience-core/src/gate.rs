@@ -26,6 +26,7 @@ pub(crate) struct Gate {
 
 impl Gate {
     /// Lets one call in, unless the gate is closed.
+    #[inline]
     pub(crate) fn enter(&self) -> Option<Inside<'_>> {
         // Not an addition that is taken back: a drain would count those who are turned away.
         let count = |word: usize| (word & CLOSED == 0).then_some(word + 1);
@@ -58,6 +59,7 @@ impl Gate {
         self.word.load(Ordering::Acquire) & !CLOSED
     }
 
+    #[inline]
     fn leave(&self) {
         if self.word.fetch_sub(1, Ordering::AcqRel) == CLOSED + 1 {
             self.empty.notify_waiters();
@@ -70,6 +72,7 @@ impl Gate {
 pub(crate) struct Inside<'a>(&'a Gate);
 
 impl Drop for Inside<'_> {
+    #[inline]
     fn drop(&mut self) {
         self.0.leave();
     }

@@ -38,6 +38,7 @@ impl<F> Limited<F> {
 impl<F: Future> Future for Limited<F> {
     type Output = Option<F::Output>;
 
+    #[inline]
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let mut this = self.project();
         if let Poll::Ready(output) = this.future.poll(cx) {

@@ -23,6 +23,7 @@ pub(crate) enum Inner {
 }
 
 /// Tells the pipeline around this one, if there is one, how a call of one that retries ended.
+#[inline]
 pub(crate) fn tell_the_outer(inner: Inner) {
     INNER.set(Some(inner));
 }
@@ -51,6 +52,7 @@ pub(crate) fn listen<F: Future>(future: F) -> Listening<F> {
 impl<F: Future> Future for Listening<F> {
     type Output = (F::Output, Option<Inner>);
 
+    #[inline]
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
         let _outer = Outer(INNER.replace(*this.heard));
@@ -64,6 +66,7 @@ impl<F: Future> Future for Listening<F> {
 struct Outer(Option<Inner>);
 
 impl Drop for Outer {
+    #[inline]
     fn drop(&mut self) {
         INNER.set(self.0);
     }

@@ -34,6 +34,7 @@ pub fn add_observer(observer: Arc<dyn Observe>) {
 }
 
 /// Whether anyone sees events. What is only for them need not be made ready if not.
+#[inline]
 pub(crate) fn is_observed() -> bool {
     COUNT.load(Ordering::Acquire) > 0
 }

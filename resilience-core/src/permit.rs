@@ -188,6 +188,7 @@ impl<P: Settle, F> Watched<P, F> {
 impl<P: Settle, F: Future> Future for Watched<P, F> {
     type Output = (Option<P>, F::Output);
 
+    #[inline]
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
         *this.polling = true;

@@ -167,31 +167,34 @@ impl Pipeline {
     ///
     /// Dropping the future drops the attempt in flight, frees its place and its probe, and moves no
     /// count of the breaker. Whether the service executes what was sent to it is the operation's affair.
-    pub async fn run<T, E, F, Fut>(
+    pub fn run<T, E, F, Fut>(
         &self,
         call: Call,
         classifier: &impl Classify<E>,
         mut operation: F,
-    ) -> Result<T, CallError<E>>
+    ) -> impl Future<Output = Result<T, CallError<E>>>
     where
         F: FnMut(Attempt) -> Fut,
         Fut: Future<Output = Result<T, E>>,
     {
         let layers = &*self.layers;
-        // It is out once its end was told, not before.
-        let inside = layers.gate.enter();
-        let mut record = Record::new(&layers.name, &call, layers.deadline);
-        if inside.is_none() {
-            record.outcome = CallOutcome::Rejected;
-            return Err(Draining { name: Arc::clone(&layers.name) }.into());
+        // Not an `async fn`: that would keep the call and the operation twice, and copy them when it is polled.
+        async move {
+            // It is out once its end was told, not before.
+            let inside = layers.gate.enter();
+            let mut record = Record::new(&layers.name, call, layers.deadline);
+            if inside.is_none() {
+                record.outcome = CallOutcome::Rejected;
+                return Err(Draining { name: Arc::clone(&layers.name) }.into());
+            }
+            let result = layers.call(call.rank, classifier, &mut operation, &record).await;
+            record.end(result.as_ref().err().map(|ended| &ended.error));
+            if layers.retry.max_retries() > 0 {
+                let end = if result.is_ok() { Inner::Answered } else { Inner::GaveUp };
+                nesting::tell_the_outer(end);
+            }
+            result.map_err(|ended| ended.error)
         }
-        let result = layers.call(call.rank, classifier, &mut operation, &record).await;
-        let result = result.map_err(|ended| ended.error);
-        record.end(&result);
-        if layers.retry.max_retries() > 0 {
-            nesting::tell_the_outer(if result.is_ok() { Inner::Answered } else { Inner::GaveUp });
-        }
-        result
     }
 
     /// [`run`](Self::run), and when the service cannot be had, `value`. It takes no time, so the

@@ -146,6 +146,7 @@ impl RetryPolicy {
     }
 
     /// Notes one call with the budget.
+    #[inline]
     pub(crate) fn deposit(&self) {
         if let Some(budget) = &self.budget {
             budget.deposit();
@@ -153,6 +154,7 @@ impl RetryPolicy {
     }
 
     /// [`begin`](Self::begin) where the call has been noted already.
+    #[inline]
     pub(crate) fn retries<'a>(&'a self, name: &'a Arc<str>) -> Retries<'a> {
         Retries { policy: self, name, waits: None, attempts: 0, budgeted: true }
     }

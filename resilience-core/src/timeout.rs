@@ -80,6 +80,7 @@ impl Timeout {
     }
 
     /// Whether it needs to be told how long attempts take.
+    #[inline]
     pub(crate) fn is_learned(&self) -> bool {
         matches!(self.limit, Limit::Learned(_))
     }
@@ -93,6 +94,7 @@ impl Timeout {
     }
 
     /// What an attempt that starts now may take.
+    #[inline]
     #[must_use]
     pub fn current(&self) -> Duration {
         match &self.limit {

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::limit::Limit;
 use super::record::Record;
 use super::{Attempt, Guard, Layers};
 use crate::deadline::{Within, later};
@@ -61,10 +62,12 @@ impl<E> End<E> {
     }
 }
 
+#[cold]
 pub(super) fn refused<E>(error: impl Into<CallError<E>>) -> Ended<E> {
     Box::new(End { error: error.into(), attempt: Fate::NotMade })
 }
 
+#[cold]
 fn failed<E>(error: CallError<E>, verdict: Verdict, inner: Option<Inner>) -> Ended<E> {
     Box::new(End { error, attempt: Fate::Ended(verdict, inner) })
 }
@@ -130,39 +133,33 @@ impl Layers {
         Fut: Future<Output = Result<T, E>>,
     {
         in_time(*now, record)?;
-        let mut permit = self.guard.as_ref().map(Guard::admit).transpose()?;
-        let (asked, mut now) = (now, *now);
-        let place = match &self.limit {
+        let mut permit = match &self.guard {
+            Some(guard) => Some(guard.admit()?),
             None => None,
-            Some(limit) => Some(match limit.try_acquire() {
-                Some(place) => place,
-                None => {
-                    let place = limit.acquire(record.deadline).await.map_err(refused)?;
-                    now = Instant::now();
-                    in_time(now, record)?;
-                    if let Some(GuardPermit::Breaker(lent)) = &mut permit {
-                        lent.restart(now);
-                    }
-                    place
-                }
-            }),
         };
-        let leave = |load| {
-            if let Some(place) = place {
-                place.settle(load, now);
+        let (asked, mut now) = (now, *now);
+        let mut place = self.limit.as_ref().and_then(Limit::try_acquire);
+        if place.is_none()
+            && let Some(limit) = &self.limit
+        {
+            place = Some(limit.acquire(record.deadline).await.map_err(refused)?);
+            now = Instant::now();
+            in_time(now, record)?;
+            if let Some(GuardPermit::Breaker(lent)) = &mut permit {
+                lent.restart(now);
             }
-        };
+        }
         let setting = self.timeout.current();
         let until = Deadline::at(later(now, setting)).min(record.deadline);
         let attempt = Attempt { number: record.next_attempt(), deadline: until };
         if attempt.number == 1 {
             self.deposit();
         }
-        let limit = until.remaining_at(now);
-        tracing::debug!(target: "shared_external::pipeline", name = %self.name, operation = record.operation, attempt = attempt.number, ?limit, "attempt");
+        let limit = || until.remaining_at(now);
+        tracing::debug!(target: "shared_external::pipeline", name = %self.name, operation = record.operation, attempt = attempt.number, limit = ?limit(), "attempt");
         let mut work = pin!(Some(Limited::new(
             Watched::new(
-                permit,
+                Some(&mut permit),
                 nesting::listen(Within::new(until, async {
                     #[cfg(feature = "chaos")]
                     if let Some(chaos) = &self.chaos {
@@ -178,6 +175,11 @@ impl Layers {
             until.instant(),
         )));
         let ended = work.as_mut().as_pin_mut().expect("it was made just now").await;
+        let leave = |load| {
+            if let Some(place) = place {
+                place.settle(load, now);
+            }
+        };
         match ended {
             Some((permit, (Ok(value), inner))) => {
                 settle(permit, Outcome::Success);
@@ -217,7 +219,7 @@ impl Layers {
                 Err(failed(injected.into(), verdict, None))
             }
             None => {
-                let ended = Instant::now();
+                let (ended, limit) = (Instant::now(), limit());
                 // Nor is it the service's fault if our own queue took a good part of the time it
                 // needed, or if this process stood still.
                 // The first has waited for the rate limit too.
@@ -255,6 +257,7 @@ impl Layers {
     }
 
     /// Reports, once, that a pipeline that retries ran inside this one, if it retries too.
+    #[inline]
     fn hear(&self, inner: Option<Inner>) {
         if inner.is_some() && self.retry.max_retries() > 0 {
             self.nested.get_or_init(|| Unwise::NestedRetries.report(&self.name));
@@ -263,6 +266,7 @@ impl Layers {
 }
 
 /// Refuses what would begin past the call's deadline.
+#[inline]
 fn in_time<E>(now: Instant, record: &Record<'_>) -> Result<(), Ended<E>> {
     if !record.deadline.has_passed(now) {
         return Ok(());
@@ -280,6 +284,7 @@ enum Struck<E> {
 }
 
 impl Guard {
+    #[inline]
     fn admit<E>(&self) -> Result<GuardPermit<'_>, Ended<E>> {
         match self {
             Self::Breaker(breaker) => match breaker.lend() {
@@ -307,16 +312,21 @@ enum GuardPermit<'a> {
     Throttle(ThrottlePermit<'a>),
 }
 
-impl Settle for GuardPermit<'_> {
+/// Settled where it is: what moves from one future to the next costs more than the circuit.
+impl Settle for &mut Option<GuardPermit<'_>> {
+    #[inline]
     fn settle(self, outcome: Outcome) {
-        match self {
-            Self::Breaker(lent) => lent.settle(outcome),
-            Self::Throttle(permit) => permit.settle(outcome),
+        if let Some(GuardPermit::Breaker(lent)) = self {
+            lent.outcome = outcome;
+            *self = None;
+        } else if let Some(GuardPermit::Throttle(permit)) = self.take() {
+            permit.settle(outcome);
         }
     }
 }
 
-fn settle(permit: Option<GuardPermit<'_>>, outcome: Outcome) {
+#[inline]
+fn settle(permit: Option<&mut Option<GuardPermit<'_>>>, outcome: Outcome) {
     if let Some(permit) = permit {
         permit.settle(outcome);
     }

@@ -12,6 +12,7 @@ pub(super) enum Limit {
 }
 
 impl Limit {
+    #[inline]
     pub(super) fn try_acquire(&self) -> Option<Taken<'_>> {
         match self {
             Self::Fixed(bulkhead) => bulkhead.try_acquire().map(Taken::Fixed),
@@ -36,6 +37,7 @@ pub(super) enum Taken<'a> {
 impl Taken<'_> {
     /// Gives the place back. Of what the attempt tells of the service's load, `started` at an instant,
     /// an adaptive limit learns.
+    #[inline]
     pub(super) fn settle(self, load: Outcome, started: Instant) {
         match self {
             Self::Fixed(_) => {}

@@ -26,7 +26,8 @@ pub(super) struct Record<'a> {
 }
 
 impl<'a> Record<'a> {
-    pub(super) fn new(name: &'a Arc<str>, call: &Call, time: Duration) -> Self {
+    #[inline]
+    pub(super) fn new(name: &'a Arc<str>, call: Call, time: Duration) -> Self {
         let started = Instant::now();
         let deadline = call.deadline.unwrap_or_else(|| Deadline::at(later(started, time)));
         Self {
@@ -40,13 +41,18 @@ impl<'a> Record<'a> {
         }
     }
 
+    #[inline]
     pub(super) fn attempts(&self) -> u32 {
         self.attempts.load(Ordering::Relaxed)
     }
 
     /// The number of one more attempt, from 1.
+    #[inline]
     pub(super) fn next_attempt(&self) -> u32 {
-        self.attempts.fetch_add(1, Ordering::Relaxed) + 1
+        // They take turns on the call's one task, so nobody writes between the two.
+        let number = self.attempts() + 1;
+        self.attempts.store(number, Ordering::Relaxed);
+        number
     }
 
     pub(super) fn deadline_exceeded(&self, blame: Blame) -> DeadlineExceeded {
@@ -58,26 +64,27 @@ impl<'a> Record<'a> {
         }
     }
 
-    pub(super) fn end<T, E>(&mut self, result: &Result<T, CallError<E>>) {
-        self.outcome = match result {
-            Ok(_) => CallOutcome::Success,
-            Err(CallError::CircuitOpen(_)) => CallOutcome::CircuitOpen,
-            Err(
+    #[inline]
+    pub(super) fn end<E>(&mut self, error: Option<&CallError<E>>) {
+        self.outcome = match error {
+            None => CallOutcome::Success,
+            Some(CallError::CircuitOpen(_)) => CallOutcome::CircuitOpen,
+            Some(
                 CallError::DeadlineExceeded(DeadlineExceeded { blame: Blame::Local, .. })
                 | CallError::AttemptTimeout(crate::AttemptTimeout { blame: Blame::Local, .. }),
             ) => CallOutcome::LocalError,
-            Err(CallError::DeadlineExceeded(_) | CallError::AttemptTimeout(_)) => {
+            Some(CallError::DeadlineExceeded(_) | CallError::AttemptTimeout(_)) => {
                 CallOutcome::Timeout
             }
-            Err(
+            Some(
                 CallError::BulkheadFull(_)
                 | CallError::RateLimited(_)
                 | CallError::Shed(_)
                 | CallError::Throttled(_)
                 | CallError::Draining(_),
             ) => CallOutcome::Rejected,
-            Err(CallError::Injected(_)) => CallOutcome::ServiceError,
-            Err(CallError::Inner(failed)) => match failed.verdict.blame {
+            Some(CallError::Injected(_)) => CallOutcome::ServiceError,
+            Some(CallError::Inner(failed)) => match failed.verdict.blame {
                 Blame::Caller => CallOutcome::CallerError,
                 Blame::Service => CallOutcome::ServiceError,
                 Blame::Local => CallOutcome::LocalError,
