@@ -31,7 +31,7 @@ use crate::nesting::{self, Inner};
 use crate::observe::CallOutcome;
 use crate::{
     Blame, Bulkhead, CallError, CircuitBreaker, Classify, Deadline, DeadlineExceeded, Drained,
-    Draining, Hedge, LoadShedder, Rank, RetryBudget, RetryPolicy, Throttle, Timeout,
+    Draining, Hedge, LoadShedder, Rank, RetryBudget, RetryPolicy, ShedGuard, Throttle, Timeout,
 };
 use attempts::{Ended, refused, standing};
 use limit::Limit;
@@ -187,7 +187,19 @@ impl Pipeline {
                 record.outcome = CallOutcome::Rejected;
                 return Err(Draining { name: Arc::clone(&layers.name) }.into());
             }
-            let result = layers.call(call.rank, classifier, &mut operation, &record).await;
+            let result = match layers.shed(call.rank) {
+                Err(ended) => Err(ended),
+                Ok(admitted) => {
+                    let result = layers.call(classifier, &mut operation, &record).await;
+                    if let Some(admitted) = admitted
+                        && let Err(ended) = &result
+                        && matches!(ended.error, CallError::BulkheadFull(_))
+                    {
+                        admitted.refused_behind();
+                    }
+                    result
+                }
+            };
             record.end(result.as_ref().err().map(|ended| &ended.error));
             if layers.retry.max_retries() > 0 {
                 let end = if result.is_ok() { Inner::Answered } else { Inner::GaveUp };
@@ -290,10 +302,20 @@ impl Layers {
         Deadline::at(later(started, self.deadline))
     }
 
-    /// One call, from the refusals outside the attempts to its end.
+    /// Leave to begin a call at all, if it must ask for it.
+    #[inline]
+    fn shed<E>(&self, rank: Option<Rank>) -> Result<Option<crate::shed::ShedGuard<'_>>, Ended<E>> {
+        match &self.shedder {
+            None => Ok(None),
+            Some(shedder) => {
+                shedder.admit(rank.unwrap_or_else(Rank::current)).map(Some).map_err(refused)
+            }
+        }
+    }
+
+    /// One call that was not shed, to its end.
     async fn call<T, E, Fut>(
         &self,
-        rank: Option<Rank>,
         classifier: &impl Classify<E>,
         operation: &mut impl FnMut(Attempt) -> Fut,
         record: &Record<'_>,
@@ -301,9 +323,6 @@ impl Layers {
     where
         Fut: Future<Output = Result<T, E>>,
     {
-        let rank = || rank.unwrap_or_else(Rank::current);
-        let shedder = self.shedder.as_ref();
-        let admitted = shedder.map(|shedder| shedder.admit(rank())).transpose().map_err(refused)?;
         #[cfg_attr(not(feature = "rate-limit"), expect(unused_mut, reason = "nothing waits"))]
         let mut now = record.started;
         #[cfg(feature = "rate-limit")]
@@ -311,17 +330,11 @@ impl Layers {
             limiter.acquire(record.deadline).await.map_err(refused)?;
             now = Instant::now();
         }
-        let result = match self.hedge.as_ref().filter(|_| record.idempotent) {
+        match self.hedge.as_ref().filter(|_| record.idempotent) {
             None => self.attempts(now, classifier, operation, record).await,
             // Boxed: a call that is not hedged need not have room for one that is.
             Some(hedge) => Box::pin(self.hedged(now, hedge, classifier, operation, record)).await,
-        };
-        if let (Some(admitted), Err(ended)) = (admitted, &result)
-            && matches!(ended.error, CallError::BulkheadFull(_))
-        {
-            admitted.refused_behind();
         }
-        result
     }
 
     /// The attempts, and the same once more beside them while their answer is late.
@@ -350,6 +363,7 @@ impl Layers {
 
     /// Notes one call that has come to an attempt with whatever pays for its retries and hedges. One that
     /// was refused before that earns the others none.
+    #[inline]
     fn deposit(&self) {
         self.retry.deposit();
         if let Some(hedge) = self.hedge.as_ref().filter(|_| self.hedge_pays_itself) {

@@ -91,19 +91,24 @@ impl<'a> Record<'a> {
             },
         };
     }
-}
 
-impl Drop for Record<'_> {
-    fn drop(&mut self) {
-        // The clock is read for those who look, and not otherwise.
-        if !is_observed()
-            && !tracing::enabled!(target: "shared_external::pipeline", tracing::Level::DEBUG)
-        {
-            return;
-        }
+    #[cold]
+    fn tell(&self) {
         let Self { name, operation, outcome, .. } = *self;
         let (attempts, elapsed) = (self.attempts(), self.started.elapsed());
         tracing::debug!(target: "shared_external::pipeline", %name, operation, outcome = outcome.as_str(), attempts, ?elapsed, "call ended");
         emit(&Event::CallEnded { name, operation, outcome, attempts, elapsed });
+    }
+}
+
+impl Drop for Record<'_> {
+    #[inline]
+    fn drop(&mut self) {
+        // The clock is read for those who look, and not otherwise.
+        if is_observed()
+            || tracing::enabled!(target: "shared_external::pipeline", tracing::Level::DEBUG)
+        {
+            self.tell();
+        }
     }
 }
