@@ -304,7 +304,7 @@ impl Layers {
 
     /// Leave to begin a call at all, if it must ask for it.
     #[inline]
-    fn shed<E>(&self, rank: Option<Rank>) -> Result<Option<crate::shed::ShedGuard<'_>>, Ended<E>> {
+    fn shed<E>(&self, rank: Option<Rank>) -> Result<Option<ShedGuard<'_>>, Ended<E>> {
         match &self.shedder {
             None => Ok(None),
             Some(shedder) => {
