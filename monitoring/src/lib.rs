@@ -32,11 +32,14 @@ mod board;
 mod builder;
 mod calls;
 mod capped;
+mod circuits;
+mod counters;
 mod defaults;
 mod delivery;
 mod guarded;
 mod install;
 mod json;
+mod layers;
 mod life;
 mod manager;
 mod meters;
@@ -58,9 +61,10 @@ mod window;
 
 pub use alert::{Alert, AlertError, AlertHandler, AlertSeverity, LogAlertHandler};
 pub use builder::MonitoringBuilder;
+pub use circuits::CircuitReport;
 pub use install::{Metrics, install_metrics};
 pub use manager::MonitoringManager;
-pub use monitor::{CircuitReport, ServiceHealth, ServiceMonitor};
+pub use monitor::{ServiceHealth, ServiceMonitor};
 pub use observer::MetricsObserver;
 #[cfg(feature = "axum")]
 pub use routes::health_routes;

@@ -18,6 +18,7 @@ use tokio::time::{Instant, sleep_until};
 
 use crate::deadline::{FAR, later};
 use crate::latency::{RecentLatency, held_up};
+use crate::observe::{Event, emit};
 use crate::{Deadline, InvalidSetting, RetryBudget};
 
 /// Samples before a learned delay is known.
@@ -175,6 +176,7 @@ impl Hedge {
             if let Some(End { output, by_hedge }) = turn.await {
                 if by_hedge {
                     counts.won.fetch_add(1, Ordering::Relaxed);
+                    emit(&Event::HedgeWon { name });
                 }
                 return output;
             }
@@ -195,10 +197,12 @@ impl Hedge {
                 started += 1;
                 counts.started.fetch_add(1, Ordering::Relaxed);
                 tracing::debug!(target: "shared_external::hedge", %name, number = started, ?delay, "answer is late; asking once more");
+                emit(&Event::HedgeStarted { name });
                 race.hedges.push(Box::pin(operation(started)));
             } else {
                 counts.refused.fetch_add(1, Ordering::Relaxed);
                 tracing::debug!(target: "shared_external::hedge", %name, ?delay, "answer is late; budget exhausted");
+                emit(&Event::HedgeRefused { name });
             }
         }
     }
@@ -221,7 +225,7 @@ enum DelaySetting {
 }
 
 impl HedgeBuilder {
-    /// The name under which logs speak of it; default `hedge`. Within a pipeline, the pipeline's counts.
+    /// The name under which events and logs speak of it; default `hedge`. Within a pipeline, the pipeline's counts.
     pub fn name(self, name: impl Into<Arc<str>>) -> Self {
         Self { name: name.into(), ..self }
     }
