@@ -25,7 +25,8 @@
 //! # What is absent
 //!
 //! No rule for slowness (what is slow, the application knows: [`AlertRule`]'s example is one), and no
-//! gauge of slow calls. Of OpenTelemetry's names, no `db_collection_name`. Alerts that still fire when the process ends are not told as resolved.
+//! figures of single flights and stale caches. Of OpenTelemetry's names, no `db_collection_name`. Alerts
+//! that still fire when the process ends are not told as resolved.
 
 mod alert;
 mod board;
