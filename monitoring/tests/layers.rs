@@ -11,6 +11,7 @@ use resilience_core::{
     AdaptiveLimit, AnyError, Bulkhead, Call, CallError, CircuitBreaker, Deadline, Exchange, Health,
     HealthCheck, Hedge, LoadShedder, MemoryOpinions, Opinion, OpinionStore, Pipeline, Prioritizer,
     Priority, ProcessId, RateLimiter, RetryBudget, RetryPolicy, StoreError, Tally, Throttle,
+    ThrottlePermit,
 };
 use support::secs;
 use tokio::time::{advance, sleep};
@@ -89,7 +90,7 @@ async fn what_a_layer_refuses_is_counted_by_its_name_and_kind() {
     refused(&manager, "adaptive", 2);
 
     let throttle = Throttle::builder("prices").seed(7).build().unwrap();
-    (0..100).for_each(|_| drop(throttle.try_acquire().map(|permit| permit.failure())));
+    (0..100).for_each(|_| drop(throttle.try_acquire().map(ThrottlePermit::failure)));
     refused(&manager, "throttle", throttle.snapshot().refused);
 
     let limiter = RateLimiter::builder("prices", 1, secs(60)).build().unwrap();

@@ -4,8 +4,10 @@ mod support;
 
 use std::time::Duration;
 
+use metrics::LocalRecorderGuard;
+use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusRecorder};
 use monitoring::AlertSeverity::Error;
-use monitoring::{MonitoringManager, install_metrics};
+use monitoring::{Metrics, MonitoringManager, install_metrics};
 use resilience_core::{
     CircuitBreaker, CircuitBreakerBuilder, CircuitRegistry, CircuitState, KeyedBreakers,
 };
@@ -14,6 +16,18 @@ use support::{Ledger, Puppet, Seen, every_second, pass, secs};
 /// A minute is longer than any of these tests waits: what is open stays so.
 fn tripped_by_one(name: &str) -> CircuitBreakerBuilder {
     CircuitBreaker::builder(name).fail_max(1).reset_timeout(secs(60))
+}
+
+/// A recorder for one test: what others show under the same names is not seen in it.
+fn recorder() -> PrometheusRecorder {
+    PrometheusBuilder::new().build_recorder()
+}
+
+/// Metrics that this thread records in `recorder`, for as long as the guard is there.
+fn recorded_in(recorder: &PrometheusRecorder) -> (Metrics, LocalRecorderGuard<'_>) {
+    let handle = recorder.handle();
+    let metrics = install_metrics().rendered_by(move || handle.render());
+    (metrics, metrics::set_default_local_recorder(recorder))
 }
 
 fn has(manager: &MonitoringManager, lines: &[&str]) {
@@ -42,8 +56,9 @@ fn crowded(family: &str) -> KeyedBreakers<u8> {
 #[tokio::test(start_paused = true)]
 async fn keys_without_a_name_of_their_own_are_told_together() {
     let (billing, mail) = (crowded("billing"), crowded("mail"));
-    let ledger = Ledger::new();
-    let builder = every_second().metrics(install_metrics()).alert_handler(ledger.clone());
+    let (recorder, ledger) = (recorder(), Ledger::new());
+    let (metrics, _guard) = recorded_in(&recorder);
+    let builder = every_second().metrics(metrics).alert_handler(ledger.clone());
     let manager = builder.build().unwrap();
     manager.start();
     // Of each family's two, the first fails or the last does: neither hides behind the other.
@@ -87,8 +102,10 @@ async fn a_services_breaker_and_one_of_the_registry_are_two_unless_they_are_one(
     let [one, other] = [(); 2].map(|()| tripped_by_one("ledger").build().unwrap());
     registry.insert(one.clone());
     let shared = registry.get_or_create(tripped_by_one("cache")).unwrap();
+    let recorder = recorder();
+    let (metrics, _guard) = recorded_in(&recorder);
     let manager = every_second()
-        .metrics(install_metrics())
+        .metrics(metrics)
         .critical("ledger", Puppet::behind(&other))
         .optional("cache", Puppet::behind(&shared))
         .optional("cache too", Puppet::behind(&shared))

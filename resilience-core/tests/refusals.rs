@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use resilience_core::{
     AdaptiveLimit, Bulkhead, CircuitBreaker, Deadline, Event, Hedge, LoadShedder, Observe,
-    Prioritizer, Priority, RefusingLayer, RetryBudget, Throttle, add_observer,
+    Prioritizer, Priority, RefusingLayer, RetryBudget, Throttle, ThrottlePermit, add_observer,
 };
 use tokio::time::{advance, sleep};
 
@@ -71,7 +71,7 @@ async fn whoever_hears_of_a_refusal_may_ask_the_same_layer() {
     assert_eq!(breaker.snapshot().not_permitted, 2);
 
     let throttle = Throttle::builder("slow").multiplier(1.0).max_rejection(0.99).build().unwrap();
-    (0..1000).for_each(|_| drop(throttle.try_acquire().map(|permit| permit.failure())));
+    (0..1000).for_each(|_| drop(throttle.try_acquire().map(ThrottlePermit::failure)));
     let same = throttle.clone();
     observe("slow", move || (0..1000).for_each(|_| drop(same.try_acquire())));
     (0..1000).for_each(|_| drop(throttle.try_acquire()));
