@@ -43,12 +43,6 @@ impl MetricsObserver {
         }
     }
 
-    fn exchanged(&self, answered: bool) -> &Counter {
-        let outcome = if answered { "answered" } else { "failed" };
-        self.exchanges[usize::from(answered)]
-            .get_or_init(|| counter!(names::OPINION_EXCHANGES, label::OUTCOME => outcome))
-    }
-
     /// Says what stands behind the pipeline `name`: the labels of its
     /// `db_client_operation_duration_seconds`. Until it is said, the system's name is `_OTHER`.
     pub fn describe(&self, name: &Arc<str>, backend: Backend) {
@@ -57,6 +51,12 @@ impl MetricsObserver {
             // Handles with the old labels must go.
             calls.operations.store(Arc::default());
         });
+    }
+
+    fn exchanged(&self, answered: bool) -> &Counter {
+        let outcome = if answered { "answered" } else { "failed" };
+        self.exchanges[usize::from(answered)]
+            .get_or_init(|| counter!(names::OPINION_EXCHANGES, label::OUTCOME => outcome))
     }
 }
 
