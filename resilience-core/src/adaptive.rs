@@ -6,6 +6,7 @@ use std::time::Duration;
 
 pub use crate::limit_algorithm::LimitAlgorithm;
 use crate::limit_algorithm::{Estimate, Sample};
+use crate::observe::{Event, RefusingLayer, emit};
 use crate::places::{Home, Line, Places};
 use crate::{BulkheadFull, Deadline, InvalidSetting, Outcome, Rejections, heartbeat};
 
@@ -141,6 +142,7 @@ impl AdaptiveLimit {
 impl Shared {
     async fn queue(&self, deadline: Deadline) -> Result<(), BulkheadFull> {
         self.places.take(deadline).await.map_err(|reason| {
+            emit(&Event::Refused { name: &self.name, layer: RefusingLayer::Adaptive });
             let (name, limit) = (Arc::clone(&self.name), self.places.limit());
             BulkheadFull { name, limit, reason }
         })

@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 use crate::circuit::{Circuit, Glance, Pass, Transition};
 use crate::deadline::later;
-use crate::observe::{Event, emit};
+use crate::observe::{Event, RefusingLayer, emit};
 use crate::permit::{Lent, Settle, Watched};
 use crate::{
     AnyError, Blame, CallError, CircuitOpen, Classify, Failed, InvalidSetting, Outcome, Permit,
@@ -241,6 +241,12 @@ impl CircuitBreaker {
         self.shared.circuit.arm(None);
     }
 
+    /// Whether both are handles of one circuit.
+    #[must_use]
+    pub fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.shared, &other.shared)
+    }
+
     /// Whether anyone besides the asker holds it: by a clone, or by a permit that is out.
     pub(crate) fn is_held(&self) -> bool {
         Arc::strong_count(&self.shared) > 1
@@ -259,8 +265,10 @@ impl CircuitBreaker {
         let now = Instant::now();
         let refused = self.shared.circuit.refuse_fast(now);
         refused.map_or_else(|| self.admit_at(now), Err).map_err(|retry_after| {
+            let name = &self.shared.name;
             self.shared.counts.add_not_permitted();
-            CircuitOpen { name: Arc::clone(&self.shared.name), retry_after }
+            emit(&Event::Refused { name, layer: RefusingLayer::Breaker });
+            CircuitOpen { name: Arc::clone(name), retry_after }
         })
     }
 

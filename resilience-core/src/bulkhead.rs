@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::observe::{Event, RefusingLayer, emit};
 use crate::places::{Home, Line, Places};
 use crate::{BulkheadFull, Deadline, InvalidSetting};
 
@@ -137,6 +138,7 @@ impl Bulkhead {
 impl Shared {
     async fn queue(&self, deadline: Deadline) -> Result<(), BulkheadFull> {
         self.places.take(deadline).await.map_err(|reason| {
+            emit(&Event::Refused { name: &self.name, layer: RefusingLayer::Bulkhead });
             let (name, limit) = (Arc::clone(&self.name), self.places.limit());
             BulkheadFull { name, limit, reason }
         })

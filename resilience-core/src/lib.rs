@@ -89,7 +89,7 @@ pub use health::{Backend, Health, HealthCheck, HealthStatus, PoolStatus};
 pub use heartbeat::Standstill;
 pub use hedge::{Hedge, HedgeBuilder, HedgeCounts};
 pub use keyed::{KeyedBreakers, KeyedBreakersBuilder};
-pub use observe::{CallOutcome, Event, Observe, add_observer, emit};
+pub use observe::{CallOutcome, Event, Observe, RefusingLayer, add_observer, emit};
 pub use permit::{Outcome, Permit};
 pub use pipeline::{Attempt, Call, Pipeline, PipelineBuilder, Unwise};
 pub use polling::Polling;

@@ -84,6 +84,39 @@ pub enum Event<'a> {
         /// The pipeline's or policy's name.
         name: &'a Arc<str>,
     },
+    /// A layer refused a call or an attempt: nothing was sent.
+    Refused {
+        /// The layer's name.
+        name: &'a Arc<str>,
+        /// What it is.
+        layer: RefusingLayer,
+    },
+    /// An answer was late, and the call was made once more beside it.
+    HedgeStarted {
+        /// The pipeline's or hedge's name.
+        name: &'a Arc<str>,
+    },
+    /// Of all answers to a call, that of a hedge was the first.
+    HedgeWon {
+        /// The pipeline's or hedge's name.
+        name: &'a Arc<str>,
+    },
+    /// An answer was late, but the budget had nothing left for a hedge.
+    HedgeRefused {
+        /// The pipeline's or hedge's name.
+        name: &'a Arc<str>,
+    },
+    /// A quorum of processes has a circuit open: for a while, one failure opens it here too. Not told
+    /// again while that is renewed.
+    CircuitArmed {
+        /// The breaker's name.
+        name: &'a Arc<str>,
+    },
+    /// This process told others what it thinks of its circuits, and asked what they think.
+    OpinionsExchanged {
+        /// Whether the store answered.
+        answered: bool,
+    },
     /// A call through a pipeline ended, or its future was dropped.
     CallEnded {
         /// The pipeline's name.
@@ -123,6 +156,48 @@ pub enum Event<'a> {
         /// The pool's name.
         pool: &'a Arc<str>,
     },
+}
+
+/// A layer that may refuse a call or an attempt, in words fit for a label.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+pub enum RefusingLayer {
+    /// A [`LoadShedder`](crate::LoadShedder).
+    Shed,
+    /// A `RateLimiter`.
+    RateLimit,
+    /// A [`CircuitBreaker`](crate::CircuitBreaker).
+    Breaker,
+    /// A [`Throttle`](crate::Throttle).
+    Throttle,
+    /// A [`Bulkhead`](crate::Bulkhead).
+    Bulkhead,
+    /// An [`AdaptiveLimit`](crate::AdaptiveLimit).
+    Adaptive,
+}
+
+impl RefusingLayer {
+    /// Every one, the outermost first, in the order of the enum.
+    pub const ALL: [Self; 6] = [
+        Self::Shed,
+        Self::RateLimit,
+        Self::Breaker,
+        Self::Throttle,
+        Self::Bulkhead,
+        Self::Adaptive,
+    ];
+
+    /// The word for it, in snake case.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Shed => "shed",
+            Self::RateLimit => "rate_limit",
+            Self::Breaker => "breaker",
+            Self::Throttle => "throttle",
+            Self::Bulkhead => "bulkhead",
+            Self::Adaptive => "adaptive",
+        }
+    }
 }
 
 /// How a call ended, in words fit for a label.

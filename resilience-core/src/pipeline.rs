@@ -13,6 +13,7 @@ mod attempts;
 mod builder;
 mod call;
 mod limit;
+mod look;
 mod record;
 
 use std::future::Future;

@@ -8,6 +8,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::meter::Meter;
+use crate::observe::{Event, RefusingLayer, emit};
 use crate::prioritizer::INTERVAL;
 use crate::priority::LEVELS;
 use crate::{Bulkhead, InvalidSetting, Prioritizer, Priority, Rank};
@@ -166,6 +167,7 @@ impl LoadShedder {
                 let priority = rank.priority();
                 meter.refuse(priority);
                 tracing::debug!(target: "shared_external::shed", %name, priority = priority.as_str(), "request shed");
+                emit(&Event::Refused { name, layer: RefusingLayer::Shed });
                 return Err(Shed { name: Arc::clone(name), retry_after: INTERVAL });
             }
         }
