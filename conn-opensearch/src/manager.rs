@@ -343,12 +343,8 @@ impl HealthCheck for OpenSearchManager {
         Some(self.status())
     }
 
-    fn breaker(&self) -> Option<CircuitBreaker> {
-        self.shared.pipeline.breaker().cloned()
-    }
-
-    fn bulkhead(&self) -> Option<Bulkhead> {
-        self.shared.pipeline.bulkhead().cloned()
+    fn pipeline(&self) -> Option<Pipeline> {
+        Some(self.shared.pipeline.clone())
     }
 
     fn backend(&self) -> Option<Backend> {

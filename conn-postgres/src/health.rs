@@ -6,7 +6,7 @@
 
 use async_trait::async_trait;
 use resilience_core::{
-    Address, Backend, CircuitBreaker, Deadline, Health, HealthCheck, PoolStatus,
+    Address, Backend, Deadline, Health, HealthCheck, Pipeline, PoolStatus,
 };
 use sqlx::Executor;
 use tokio::time::{Instant, timeout_at};
@@ -84,8 +84,8 @@ impl HealthCheck for DatabaseManager {
         Some(self.status())
     }
 
-    fn breaker(&self) -> Option<CircuitBreaker> {
-        Some(DatabaseManager::breaker(self).clone())
+    fn pipeline(&self) -> Option<Pipeline> {
+        Some(self.pipeline.clone())
     }
 
     fn backend(&self) -> Option<Backend> {

@@ -340,12 +340,8 @@ impl HealthCheck for RedisManager {
         Some(self.status())
     }
 
-    fn breaker(&self) -> Option<CircuitBreaker> {
-        Some(self.breaker().clone())
-    }
-
-    fn bulkhead(&self) -> Option<Bulkhead> {
-        self.shared.pipeline.bulkhead().cloned()
+    fn pipeline(&self) -> Option<Pipeline> {
+        Some(self.shared.pipeline.clone())
     }
 
     fn backend(&self) -> Option<Backend> {
