@@ -150,7 +150,9 @@ pub struct Failed<E> {
     pub error: E,
     /// What it means.
     pub verdict: Verdict,
-    /// Attempts made, 1 or more.
+    /// Attempts that the call had begun when this one failed, 1 or more: those of its hedges too, which count with it
+    /// (see [`Attempt::number`](crate::Attempt::number)). An attempt after it that the deadline cut off is not among them. Where
+    /// a single layer made the call, 1.
     pub attempts: u32,
     /// Time from the call to this answer; `None` where a single layer made it, for which none reads the clock.
     pub elapsed: Option<Duration>,
@@ -279,6 +281,13 @@ impl InvalidSetting {
         allowed: &'static str,
     ) -> Self {
         Self { field, value: format!("{value:?}"), allowed }
+    }
+}
+
+/// For what cannot be invalid where a setting may come in either form.
+impl From<Infallible> for InvalidSetting {
+    fn from(never: Infallible) -> Self {
+        match never {}
     }
 }
 
