@@ -8,6 +8,7 @@ use resilience_core::{
     AdaptiveLimit, Bulkhead, Deadline, Load, LoadShedder, Outcome, Prioritizer, Priority, Rank,
     ShedGuard,
 };
+use tokio::task::JoinSet;
 use tokio::time::{Instant, advance, sleep, sleep_until};
 
 /// A service of `limit` places, each taking `time` a request, behind a shedder.
@@ -176,21 +177,23 @@ async fn a_limit_that_moves_tells_of_those_who_wait_and_of_what_it_is_now() {
     let load = |taken, limit| Load { taken, limit };
     assert_eq!(Load::from(&limit), load(0, 2));
     let held = [limit.try_acquire().unwrap(), limit.try_acquire().unwrap()];
-    let waiting = tokio::spawn({
+    let mut waiting = JoinSet::new();
+    for _ in 0..4 {
         let limit = limit.clone();
-        async move { limit.acquire_owned(Deadline::within(Duration::MAX)).await.unwrap() }
-    });
-    tokio::task::yield_now().await;
-    assert_eq!(Load::from(&limit), load(3, 2));
+        let endless = Deadline::within(Duration::MAX);
+        waiting.spawn(async move { drop(limit.acquire_owned(endless).await.unwrap()) });
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(Load::from(&limit), load(6, 2));
     let watched = limit.clone();
     let shedder =
         LoadShedder::watching("moving", &Prioritizer::new(), move || Load::from(&watched));
-    overload(&shedder, Priority::Normal.level(5), 2).await;
+    let _held = overload(&shedder, Priority::Normal.level(5), 2).await;
     assert!(shedder.threshold() > 0, "a queue is no pressure");
     for place in held {
         place.settle(Outcome::Failure, Duration::from_secs(1));
     }
-    drop(waiting.await.unwrap());
+    waiting.join_all().await;
     assert_eq!((Load::from(&limit), limit.max()), (load(0, 1), 9));
 }
 
