@@ -7,7 +7,7 @@ use std::time::Duration;
 pub use crate::limit_algorithm::LimitAlgorithm;
 use crate::limit_algorithm::{Estimate, Sample};
 use crate::places::{Home, Line, Places};
-use crate::{BulkheadFull, Deadline, InvalidSetting, Outcome, Rejections};
+use crate::{BulkheadFull, Deadline, InvalidSetting, Outcome, Rejections, heartbeat};
 
 /// A limit on calls in flight that follows what the service can take. Cheap to clone: clones share it.
 ///
@@ -265,13 +265,17 @@ impl<'a> AdaptivePlace<'a> {
     ///
     /// [`Failure`](Outcome::Failure) is overload: a timeout, or an answer that asks for less. Faults of
     /// the caller, and of the service where they say nothing of its load, are
-    /// [`Excluded`](Outcome::Excluded): neutral, as is [`Cancelled`](Outcome::Cancelled).
+    /// [`Excluded`](Outcome::Excluded): neutral, as is [`Cancelled`](Outcome::Cancelled), and whatever took
+    /// long because this process [stood still](crate::Standstill).
     pub fn settle(self, outcome: Outcome, elapsed: Duration) {
         let overload = match outcome {
             Outcome::Success => false,
             Outcome::Failure => true,
             Outcome::Excluded | Outcome::Cancelled => return,
         };
+        if heartbeat::explains(elapsed) {
+            return;
+        }
         let in_flight = u32::try_from(self.home.places.in_flight()).unwrap_or(u32::MAX);
         self.home.add(Sample { generation: self.generation, in_flight, elapsed, overload });
     }

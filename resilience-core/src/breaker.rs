@@ -295,6 +295,11 @@ impl CircuitBreaker {
         }
     }
 
+    /// The number of its state.
+    pub(crate) fn generation(&self) -> u32 {
+        self.shared.circuit.load().generation()
+    }
+
     /// Lets the time of an attempt begin `now`.
     pub(crate) fn restart(&self, pass: &mut Pass, now: Instant) {
         self.shared.circuit.restart(pass, now);

@@ -17,7 +17,8 @@ use serde::Serialize;
 use tokio::time::{Instant, sleep_until};
 
 use crate::deadline::{FAR, later};
-use crate::latency::{RecentLatency, held_up};
+use crate::heartbeat::held_up;
+use crate::latency::RecentLatency;
 use crate::{Deadline, InvalidSetting, RetryBudget};
 
 /// Samples before a learned delay is known.

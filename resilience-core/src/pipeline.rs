@@ -27,7 +27,7 @@ use crate::Chaos;
 #[cfg(feature = "rate-limit")]
 use crate::RateLimiter;
 use crate::deadline::later;
-use crate::gate::Gate;
+use crate::gate::{Gate, Inside};
 use crate::nesting::{self, Inner};
 use crate::observe::CallOutcome;
 use crate::{
@@ -161,27 +161,15 @@ impl Pipeline {
         &self,
         call: Call,
         classifier: &impl Classify<E>,
-        mut operation: F,
+        operation: F,
     ) -> Result<T, CallError<E>>
     where
         F: FnMut(Attempt) -> Fut,
         Fut: Future<Output = Result<T, E>>,
     {
-        let layers = &*self.layers;
         // It is out once its end was told, not before.
-        let inside = layers.gate.enter();
-        let mut record = Record::new(&layers.name, &call, layers.deadline);
-        if inside.is_none() {
-            record.outcome = CallOutcome::Rejected;
-            return Err(Draining { name: Arc::clone(&layers.name) }.into());
-        }
-        let result = layers.call(call.rank, classifier, &mut operation, &record).await;
-        let result = result.map_err(|ended| ended.error);
-        record.end(&result);
-        if layers.retry.max_retries() > 0 {
-            nesting::tell_the_outer(if result.is_ok() { Inner::Answered } else { Inner::GaveUp });
-        }
-        result
+        let inside = self.layers.gate.enter();
+        self.layers.run(inside.as_ref(), call, classifier, operation).await
     }
 
     /// [`run`](Self::run), and when the service cannot be had, `value`. It takes no time, so the
@@ -210,7 +198,10 @@ impl Pipeline {
         Fut: Future<Output = Result<T, E>>,
     {
         match self.run(call, classifier, operation).await {
-            Err(error) if error.is_unavailable() => Ok(value),
+            Err(error) if error.is_unavailable() => {
+                self.layers.tell_the_outer(Inner::Answered);
+                Ok(value)
+            }
             result => result,
         }
     }
@@ -247,13 +238,18 @@ impl Pipeline {
         let started = Instant::now();
         let whole = call.deadline.unwrap_or_else(|| self.layers.deadline_from(started)).inherited();
         let half = whole.half(started);
-        match self.run(call.by(half), classifier, operation).await {
+        let inside = self.layers.gate.enter();
+        match self.layers.run(inside.as_ref(), call.by(half), classifier, operation).await {
             Ok(value) => Ok(value),
             Err(error) if error.is_unavailable() => {
                 tracing::debug!(target: "shared_external::pipeline", name = %self.layers.name, "falling back");
                 let attempts = error.attempts();
                 let falling_back = whole.scope(async { fallback(error).await });
-                timeout_at(whole.instant(), falling_back).await.unwrap_or_else(|_| {
+                let answer = timeout_at(whole.instant(), falling_back).await;
+                if matches!(answer, Ok(Ok(_))) {
+                    self.layers.tell_the_outer(Inner::Answered);
+                }
+                answer.unwrap_or_else(|_| {
                     let name = Arc::clone(&self.layers.name);
                     let elapsed = started.elapsed();
                     let blame = Blame::Local; // The fallback is the application's own.
@@ -285,7 +281,40 @@ impl Layers {
         Deadline::at(later(started, self.deadline))
     }
 
-    /// One call, from the refusals outside the attempts to its end.
+    /// One call of one that is `inside`, and what is told of it.
+    async fn run<T, E, F, Fut>(
+        &self,
+        inside: Option<&Inside<'_>>,
+        call: Call,
+        classifier: &impl Classify<E>,
+        mut operation: F,
+    ) -> Result<T, CallError<E>>
+    where
+        F: FnMut(Attempt) -> Fut,
+        Fut: Future<Output = Result<T, E>>,
+    {
+        let mut record = Record::new(&self.name, &call, self.deadline);
+        if inside.is_none() {
+            record.outcome = CallOutcome::Rejected;
+            return Err(Draining { name: Arc::clone(&self.name) }.into());
+        }
+        let result = self.call(call.rank, classifier, &mut operation, &record).await;
+        let mut result = result.map_err(|ended| ended.error);
+        record.end(&mut result);
+        // What was never attempted has repeated nothing.
+        let gave_up = result.is_err() && record.attempts() > 0;
+        self.tell_the_outer(if gave_up { Inner::GaveUp } else { Inner::Answered });
+        result
+    }
+
+    /// Tells the pipeline around this one how a call ended, if this one retries.
+    fn tell_the_outer(&self, end: Inner) {
+        if self.retry.max_retries() > 0 {
+            nesting::tell_the_outer(end);
+        }
+    }
+
+    /// The layers of one call, from the refusals outside the attempts.
     async fn call<T, E, Fut>(
         &self,
         rank: Option<Rank>,

@@ -105,7 +105,8 @@ impl Timeout {
     }
 
     /// Notes an attempt that had its answer after `elapsed`. Not for errors: one that comes at once
-    /// says nothing of how long an answer takes.
+    /// says nothing of how long an answer takes. What took long because this process
+    /// [stood still](crate::Standstill) teaches nothing.
     pub fn record(&self, elapsed: Duration) {
         if let Limit::Learned(learned) = &self.limit {
             learned.record(elapsed);
@@ -145,14 +146,13 @@ impl Timeout {
         let limit = until.remaining_at(started);
         let result = Limited::new(until.scope(attempt), until.instant()).await;
         let ended = Instant::now();
-        // What this process itself held up teaches nothing.
-        let fair = heartbeat::was_fair(started, ended, limit);
         if let Some(result) = result {
-            if fair && result.is_ok() {
+            if result.is_ok() {
                 self.record(ended - started);
             }
             return Ok(result);
         }
+        let fair = heartbeat::was_fair(started, ended, limit);
         if fair {
             self.record_timeout(limit);
         }

@@ -70,7 +70,7 @@ impl Judged<'_> {
                 // The response says that nothing was executed, but the attempt after it was cut off,
                 // and may have been.
                 let (name, elapsed) = (Arc::clone(name), started.elapsed());
-                let (attempts, blame) = (attempts.saturating_add(1), verdict.blame);
+                let blame = verdict.blame;
                 return Err(DeadlineExceeded { name, attempts, elapsed, blame }.into());
             }
             if !self.repeatable {

@@ -24,7 +24,7 @@ pub(crate) struct CallLedger {
     has_fallback: bool,
     around: Option<usize>,
     pub(crate) has_inner: bool,
-    draining: bool,
+    pub(crate) draining: bool,
     pub(crate) open: bool,
     pub(crate) attempts: u32,
     pub(crate) running: Vec<Running>,
@@ -215,7 +215,7 @@ impl Judge<'_> {
         if let (Some(circuit), Some(generation)) = (&mut self.circuits[service], generation) {
             let holder = Holder::Attempt(call, number);
             if circuit.is_queued(call) {
-                circuit.begin(at, call, number);
+                circuit.begin(at, (call, number), generation, &mut self.reached)?;
                 self.reached.note(Cell::PlaceAwaited);
             } else {
                 circuit.admit(at, holder, generation, &mut self.reached)?;

@@ -17,7 +17,7 @@ use crate::laws::{Case, Hand, Laws, ServiceLaws, longest_open};
 use crate::layers::{build_adaptive, build_breaker, build_budget, build_timeout, small};
 use crate::service::{Answer, Behaviour, Fault, Script, serve};
 use crate::trace::{self, End, Fact, Kind, Look, OpenCall, Planned, record};
-use crate::world::{Role, jump, spawn};
+use crate::world::{Role, spawn};
 
 /// The storm lasts this long; later calls find fine weather.
 const STORM: Duration = Duration::from_secs(5);
@@ -307,7 +307,7 @@ impl Scene {
     }
 
     /// After the storm: no circuit may be stuck, whatever became of its probes.
-    pub(crate) fn recover(&self) {
+    pub(crate) async fn recover(&self) {
         for service in 0..self.services.len() {
             let Some(breaker) = &self.services[service].breaker else {
                 record(Fact::Recovered { service, state: None });
@@ -319,7 +319,7 @@ impl Scene {
             let rules = breaker.settings();
             // A lost probe's lease, then the timeout of the circuit that this opens, then good answers.
             for _ in 0..2 {
-                jump(longest_open(&rules).max(rules.probe_lease));
+                sleep(longest_open(&rules).max(rules.probe_lease)).await;
                 for _ in 0..rules.success_threshold {
                     if let Some((permit, held)) = self.acquire(service, breaker) {
                         let outcome = Outcome::Success;
