@@ -150,9 +150,8 @@ pub struct Failed<E> {
     pub error: E,
     /// What it means.
     pub verdict: Verdict,
-    /// Attempts that the call had begun when this one failed, 1 or more: those of its hedges too, which count with it
-    /// (see [`Attempt::number`](crate::Attempt::number)). An attempt after it that the deadline cut off is not among them. Where
-    /// a single layer made the call, 1.
+    /// Attempts that the whole call began, 1 or more: those of its hedges are counted with the others (see
+    /// [`Attempt::number`](crate::Attempt::number)), and so is one that was cut off. Where a single layer made the call, 1.
     pub attempts: u32,
     /// Time from the call to this answer; `None` where a single layer made it, for which none reads the clock.
     pub elapsed: Option<Duration>,
@@ -176,7 +175,7 @@ pub struct CircuitOpen {
 pub struct DeadlineExceeded {
     /// The pipeline's name.
     pub name: Arc<str>,
-    /// Attempts made; 0 where the deadline had passed before the first.
+    /// Attempts made, those of hedges among them; 0 where the deadline had passed before the first.
     pub attempts: u32,
     /// Time from the call to this answer.
     pub elapsed: Duration,
@@ -192,7 +191,7 @@ pub struct DeadlineExceeded {
 pub struct AttemptTimeout {
     /// The pipeline's name.
     pub name: Arc<str>,
-    /// Attempts made, this one included.
+    /// Attempts made, this one included, and those of hedges.
     pub attempts: u32,
     /// The time it was given.
     pub limit: Duration,

@@ -180,7 +180,7 @@ pub enum CallOutcome {
     Success,
     /// The service refused it: the caller's fault.
     CallerError,
-    /// The service failed it.
+    /// The service failed it, or the operation panicked: both are failures to a breaker.
     ServiceError,
     /// This process failed it.
     LocalError,
@@ -190,7 +190,7 @@ pub enum CallOutcome {
     CircuitOpen,
     /// This process refused it: no place, too much load, too high a rate, or draining.
     Rejected,
-    /// The caller dropped it, or it panicked.
+    /// The caller dropped it, or a classifier panicked.
     Cancelled,
 }
 

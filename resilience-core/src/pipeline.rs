@@ -153,8 +153,8 @@ impl Pipeline {
     ///
     /// # Panics
     ///
-    /// Where `operation` or `classifier` does, and the panic passes through: to breaker and throttle, an attempt whose
-    /// operation panicked is a [`Failure`](crate::Outcome::Failure), one whose classifier did is
+    /// Where `operation` or `classifier` does, and the panic passes through: to breaker, throttle and observers, an
+    /// attempt whose operation panicked is a [`Failure`](crate::Outcome::Failure), one whose classifier did is
     /// [`Cancelled`](crate::Outcome::Cancelled). Its place is free, and what else the call has in flight is dropped. Also outside a tokio runtime with timers, where there
     /// is something to wait for.
     pub async fn run<T, E, F, Fut>(
