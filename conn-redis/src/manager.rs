@@ -398,11 +398,7 @@ fn pipeline(name: &Arc<str>, tuning: &Tuning) -> Result<Pipeline, resilience_cor
         .deadline(tuning.deadline)
         .retry(retry)
         .breaker(breaker)
-        .bulkhead(Bulkhead::new(
-            Arc::clone(name),
-            tuning.bulkhead as usize,
-            tuning.acquire_timeout,
-        )?)
+        .bulkhead(Bulkhead::new(Arc::clone(name), tuning.bulkhead, tuning.acquire_timeout)?)
         .attempt_timeout(tuning.socket_timeout)
         .build()
 }

@@ -38,6 +38,7 @@ pub struct AdaptiveLimit {
 struct Shared {
     name: Arc<str>,
     places: Places,
+    max: u32,
     /// That of the estimate, for those who are admitted.
     generation: AtomicU32,
     estimate: Mutex<Estimate>,
@@ -114,6 +115,12 @@ impl AdaptiveLimit {
         self.shared.places.limit()
     }
 
+    /// The highest that the limit may become.
+    #[must_use]
+    pub fn max(&self) -> usize {
+        self.shared.max as usize
+    }
+
     /// How many calls are in flight.
     #[must_use]
     pub fn in_flight(&self) -> usize {
@@ -126,7 +133,7 @@ impl AdaptiveLimit {
         self.shared.places.waiting()
     }
 
-    /// The longest wait for a place.
+    /// The longest wait for a place; zero where none may wait.
     #[must_use]
     pub fn wait(&self) -> Duration {
         self.shared.places.wait()
@@ -236,7 +243,7 @@ impl AdaptiveLimitBuilder {
         let places = Places::new(initial, line.checked()?);
         let estimate = Mutex::new(Estimate::new(algorithm, min, max, initial));
         let generation = AtomicU32::new(0);
-        Ok(AdaptiveLimit { shared: Arc::new(Shared { name, places, generation, estimate }) })
+        Ok(AdaptiveLimit { shared: Arc::new(Shared { name, places, max, generation, estimate }) })
     }
 }
 

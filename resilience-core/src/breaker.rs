@@ -123,6 +123,10 @@ impl CircuitBreaker {
     /// # Cancel safety
     ///
     /// As cancel safe as the operation. A dropped call counts as nothing and frees its probe.
+    ///
+    /// # Panics
+    ///
+    /// If the operation does: a failure, which is counted as the panic passes through.
     pub async fn call<T, E, Fut>(&self, operation: impl FnOnce() -> Fut) -> Result<T, CallError<E>>
     where
         Fut: Future<Output = Result<T, E>>,
@@ -139,6 +143,11 @@ impl CircuitBreaker {
     /// # Cancel safety
     ///
     /// As cancel safe as the operation. A dropped call counts as nothing and frees its probe.
+    ///
+    /// # Panics
+    ///
+    /// If the operation does: a failure, which is counted as the panic passes through. If `classifier` does: the call
+    /// counts as nothing.
     pub async fn call_with<T, E, Fut>(
         &self,
         classifier: &impl Classify<E>,
@@ -152,11 +161,15 @@ impl CircuitBreaker {
         settled(lent.expect("nobody else takes it"), classifier, result)
     }
 
-    /// [`call`](Self::call) for an operation that is not a future. A panic inside is a failure.
+    /// [`call`](Self::call) for an operation that is not a future.
     ///
     /// # Errors
     ///
     /// [`CallError::CircuitOpen`], or the operation's own error.
+    ///
+    /// # Panics
+    ///
+    /// If the operation does: a failure, which is counted as the panic passes through.
     #[inline]
     pub fn call_blocking<T, E>(
         &self,

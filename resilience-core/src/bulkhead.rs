@@ -44,7 +44,7 @@ impl Bulkhead {
     /// [`InvalidSetting`] for a limit of 0, or a wait above a day.
     pub fn new(
         name: impl Into<Arc<str>>,
-        limit: usize,
+        limit: u32,
         wait: Duration,
     ) -> Result<Self, InvalidSetting> {
         Self::builder(name).limit(limit).wait(wait).build()
@@ -122,7 +122,7 @@ impl Bulkhead {
         self.shared.places.waiting()
     }
 
-    /// The longest wait for a place.
+    /// The longest wait for a place; zero where none may wait.
     #[must_use]
     pub fn wait(&self) -> Duration {
         self.shared.places.wait()
@@ -150,13 +150,13 @@ impl Shared {
 #[must_use]
 pub struct BulkheadBuilder {
     name: Arc<str>,
-    limit: usize,
+    limit: u32,
     line: Line,
 }
 
 impl BulkheadBuilder {
-    /// Calls in flight at once. 1 to `u32::MAX`; default 64.
-    pub fn limit(self, calls: usize) -> Self {
+    /// Calls in flight at once. 1 or more; default 64.
+    pub fn limit(self, calls: u32) -> Self {
         Self { limit: calls, ..self }
     }
 
@@ -181,10 +181,10 @@ impl BulkheadBuilder {
     /// [`InvalidSetting`] for a value out of its range.
     pub fn build(self) -> Result<Bulkhead, InvalidSetting> {
         let Self { name, limit, line } = self;
-        let places = match u32::try_from(limit) {
-            Ok(1..) => Places::new(limit as u32, line.checked()?),
-            _ => return Err(InvalidSetting::new("bulkhead limit", limit, "1 to 4294967295")),
-        };
+        if limit == 0 {
+            return Err(InvalidSetting::new("bulkhead limit", limit, "1 or more"));
+        }
+        let places = Places::new(limit, line.checked()?);
         Ok(Bulkhead { shared: Arc::new(Shared { name, places }) })
     }
 }

@@ -124,6 +124,11 @@ impl Hedge {
     /// # Cancel safety
     ///
     /// As cancel safe as the operation: dropping the future drops whatever is in flight.
+    ///
+    /// # Panics
+    ///
+    /// If the operation does: the panic passes through, and drops whatever else is in flight. Also outside a tokio
+    /// runtime with timers, unless the answer is ready at once.
     pub async fn run<T, E, Fut>(&self, operation: impl FnMut(u32) -> Fut) -> Result<T, E>
     where
         Fut: Future<Output = Result<T, E>>,

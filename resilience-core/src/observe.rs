@@ -18,6 +18,35 @@ static COUNT: AtomicUsize = AtomicUsize::new(0);
 ///
 /// It is called on the caller's thread: keep it short, allocate nothing, lock nothing per call.
 /// One that panics or calls back changes nothing for the call it saw.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use std::sync::Arc;
+/// use std::sync::atomic::{AtomicU64, Ordering};
+/// use resilience_core::{AnyError, Call, Event, Observe, Pipeline, add_observer};
+///
+/// #[derive(Default)]
+/// struct Failures(AtomicU64);
+///
+/// impl Observe for Failures {
+///     fn on_event(&self, event: &Event<'_>) {
+///         if let Event::CallEnded { outcome, .. } = event
+///             && outcome.is_error()
+///         {
+///             self.0.fetch_add(1, Ordering::Relaxed);
+///         }
+///     }
+/// }
+///
+/// let failures = Arc::new(Failures::default());
+/// add_observer(failures.clone());
+/// let pipeline = Pipeline::builder("payments").build()?;
+/// for answer in [Ok("paid"), Err(std::fmt::Error)] {
+///     let _ = pipeline.run(Call::read(), &AnyError, |_| async { answer }).await;
+/// }
+/// assert_eq!(failures.0.load(Ordering::Relaxed), 1);
+/// # Ok(()) }
+/// ```
 pub trait Observe: Send + Sync {
     /// Takes note of `event`.
     fn on_event(&self, event: &Event<'_>);
@@ -56,6 +85,25 @@ pub fn emit(event: &Event<'_>) {
 }
 
 /// Something that happened to a call, a circuit or a pool. Names are those given at construction.
+///
+/// It borrows what it tells of: an observer copies out what it keeps. There may be more kinds of them in time.
+///
+/// ```
+/// use std::sync::Arc;
+/// use resilience_core::{CircuitState, Event};
+///
+/// fn line(event: &Event<'_>) -> Option<String> {
+///     match event {
+///         Event::CircuitTransition { name, to, .. } => Some(format!("{name} is {}", to.as_str())),
+///         Event::RetryBudgetExhausted { name } => Some(format!("{name} may not repeat")),
+///         _ => None,
+///     }
+/// }
+///
+/// let (from, to) = (CircuitState::Closed, CircuitState::Open);
+/// let opened = Event::CircuitTransition { name: &Arc::from("mail"), from, to, generation: 1 };
+/// assert_eq!(line(&opened).unwrap(), "mail is open");
+/// ```
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Event<'a> {
@@ -207,7 +255,7 @@ pub enum CallOutcome {
     Success,
     /// The service refused it: the caller's fault.
     CallerError,
-    /// The service failed it.
+    /// The service failed it, or the operation panicked: both are failures to a breaker.
     ServiceError,
     /// This process failed it.
     LocalError,
@@ -217,7 +265,7 @@ pub enum CallOutcome {
     CircuitOpen,
     /// This process refused it: no place, too much load, too high a rate, or draining.
     Rejected,
-    /// The caller dropped it, or it panicked.
+    /// The caller dropped it, or a classifier panicked.
     Cancelled,
 }
 

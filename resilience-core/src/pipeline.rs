@@ -13,7 +13,7 @@ mod attempts;
 mod builder;
 mod call;
 mod limit;
-mod look;
+mod parts;
 mod record;
 
 use std::future::Future;
@@ -70,7 +70,7 @@ struct Layers {
     gate: Gate,
     shedder: Option<LoadShedder>,
     #[cfg(feature = "rate-limit")]
-    rate_limit: Option<RateLimiter>,
+    rate_limiter: Option<RateLimiter>,
     hedge: Option<Hedge>,
     /// Whether hedges have a budget that no retry deposits in.
     hedge_pays_itself: bool,
@@ -129,24 +129,6 @@ impl Pipeline {
         &self.layers.name
     }
 
-    /// Its breaker, if it has one.
-    #[must_use]
-    pub fn breaker(&self) -> Option<&CircuitBreaker> {
-        match &self.layers.guard {
-            Some(Guard::Breaker(breaker)) => Some(breaker),
-            Some(Guard::Throttle(_)) | None => None,
-        }
-    }
-
-    /// Its bulkhead, if it has one.
-    #[must_use]
-    pub fn bulkhead(&self) -> Option<&Bulkhead> {
-        match &self.layers.limit {
-            Some(Limit::Fixed(bulkhead)) => Some(bulkhead),
-            Some(Limit::Adaptive(_)) | None => None,
-        }
-    }
-
     /// What its settings, or its use, have of what is only unwise.
     #[must_use]
     pub fn unwise(&self) -> Vec<Unwise> {
@@ -168,6 +150,13 @@ impl Pipeline {
     ///
     /// Dropping the future drops the attempt in flight, frees its place and its probe, and moves no
     /// count of the breaker. Whether the service executes what was sent to it is the operation's affair.
+    ///
+    /// # Panics
+    ///
+    /// Where `operation` or `classifier` does, and the panic passes through: to breaker, throttle and observers, an
+    /// attempt whose operation panicked is a [`Failure`](crate::Outcome::Failure), one whose classifier did is
+    /// [`Cancelled`](crate::Outcome::Cancelled). Its place is free, and what else the call has in flight is dropped. Also outside a tokio runtime with timers, where there
+    /// is something to wait for.
     pub async fn run<T, E, F, Fut>(
         &self,
         call: Call,
@@ -193,6 +182,10 @@ impl Pipeline {
     /// # Cancel safety
     ///
     /// That of [`run`](Self::run).
+    ///
+    /// # Panics
+    ///
+    /// As [`run`](Self::run) does: a panic is no case for a fallback.
     pub async fn run_or_value<T, E, F, Fut>(
         &self,
         call: Call,
@@ -225,6 +218,10 @@ impl Pipeline {
     /// # Cancel safety
     ///
     /// That of [`run`](Self::run), and that of the fallback.
+    ///
+    /// # Panics
+    ///
+    /// As [`run`](Self::run) does, which is no case for a fallback; and where `fallback` does.
     pub async fn run_or<T, E, F, Fut, Alt, AltErr>(
         &self,
         call: Call,
@@ -334,7 +331,7 @@ impl Layers {
         #[cfg_attr(not(feature = "rate-limit"), expect(unused_mut, reason = "nothing waits"))]
         let mut now = record.started;
         #[cfg(feature = "rate-limit")]
-        if let Some(limiter) = &self.rate_limit {
+        if let Some(limiter) = &self.rate_limiter {
             limiter.acquire(record.deadline).await.map_err(refused)?;
             now = Instant::now();
         }

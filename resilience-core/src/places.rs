@@ -117,8 +117,9 @@ impl Places {
         waiting(self.word.load(Ordering::Relaxed)) as usize
     }
 
+    /// The longest that anyone waits for a place.
     pub(crate) fn wait(&self) -> Duration {
-        self.wait
+        if self.max_waiting == 0 { Duration::ZERO } else { self.wait }
     }
 
     pub(crate) fn rejected(&self) -> Rejections {

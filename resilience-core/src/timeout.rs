@@ -22,6 +22,9 @@ const HOUR: Duration = Duration::from_secs(3600);
 
 /// The limit on one attempt. Cheap to clone: clones learn together.
 ///
+/// A fixed one is made of a [`Duration`] too, by [`TryFrom`]:
+/// [`PipelineBuilder::attempt_timeout`](crate::PipelineBuilder::attempt_timeout) takes either.
+///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// use std::time::Duration;
@@ -129,6 +132,11 @@ impl Timeout {
     /// # Cancel safety
     ///
     /// As cancel safe as `attempt`. What is dropped before its end teaches nothing.
+    ///
+    /// # Panics
+    ///
+    /// If `attempt` does, and the limit learns nothing; and outside a tokio runtime with timers, unless `attempt` is
+    /// ready at once.
     pub async fn run<T, E>(
         &self,
         attempt: impl Future<Output = Result<T, E>>,
@@ -151,6 +159,15 @@ impl Timeout {
         tracing::debug!(target: "shared_external::timeout", name = %self.name, ?limit, next = ?self.current(), "attempt cut off");
         let blame = if fair { Blame::Service } else { Blame::Local };
         Err(AttemptTimeout { name: Arc::clone(&self.name), attempts: 1, limit, blame })
+    }
+}
+
+impl TryFrom<Duration> for Timeout {
+    type Error = InvalidSetting;
+
+    /// As [`Timeout::fixed`].
+    fn try_from(limit: Duration) -> Result<Self, InvalidSetting> {
+        Self::fixed(limit)
     }
 }
 

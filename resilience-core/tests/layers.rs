@@ -117,8 +117,8 @@ async fn a_shed_call_asks_no_layer_further_in_and_earns_no_retry() {
     let limiter = RateLimiter::builder("shed", 1, SECOND).queue(0).build().unwrap();
     let chaos = Chaos::builder("shed").faults(1.0).enabled(true).build().unwrap();
     let pipeline = noted("shed")
-        .shed(shedder.clone())
-        .rate_limit(limiter.clone())
+        .shedder(shedder.clone())
+        .rate_limiter(limiter.clone())
         .hedge(hedge(&budget))
         .retry(retries(3, SECOND, &budget))
         .breaker(breaker.clone())
@@ -140,7 +140,7 @@ async fn a_shed_call_asks_no_layer_further_in_and_earns_no_retry() {
 
 #[tokio::test(start_paused = true)]
 async fn the_rank_of_the_call_outweighs_the_one_around_it_and_that_the_default() {
-    let pipeline = Pipeline::builder("rank").shed(shedding("rank").await).build().unwrap();
+    let pipeline = Pipeline::builder("rank").shedder(shedding("rank").await).build().unwrap();
     let run = |call| pipeline.run(call, &AnyError, |_| answer(1, MS));
     let (low, high) = (Priority::Low.level(0), Rank::from(Priority::High));
     assert_eq!(run(Call::read()).await.unwrap(), 1);
@@ -154,7 +154,7 @@ async fn a_call_waits_for_its_turn_once_and_its_attempts_have_their_whole_time_a
     let limiter = RateLimiter::builder("turns", 1, 10 * SECOND).build().unwrap();
     let (breaker, budget) = (patient("turns"), full_budget());
     let pipeline = noted("turns")
-        .rate_limit(limiter)
+        .rate_limiter(limiter)
         .retry(retries(1, SECOND, &budget))
         .breaker(breaker.clone())
         .attempt_timeout(3 * SECOND)
@@ -232,7 +232,7 @@ async fn an_open_circuit_answers_before_a_full_bulkhead_and_a_full_one_blames_no
 #[tokio::test(start_paused = true)]
 async fn a_call_that_ran_out_of_time_before_its_first_attempt_speaks_against_no_service() {
     let limiter = RateLimiter::builder("queue", 1, 2 * SECOND).build().unwrap();
-    let pipeline = noted("queue").rate_limit(limiter).build().unwrap();
+    let pipeline = noted("queue").rate_limiter(limiter).build().unwrap();
     let call = || Call::read().by(Deadline::within(2 * SECOND));
     let run = |call| pipeline.run(call, &AnyError, |_| answer(1, Duration::ZERO));
     run(call()).await.unwrap();
@@ -410,7 +410,7 @@ async fn an_adaptive_limit_shrinks_only_for_timeouts_and_answers_that_ask_for_ti
 #[tokio::test(start_paused = true)]
 async fn a_service_that_became_slower_than_the_learned_timeout_is_heard_again() {
     let timeout = Timeout::learned().build().unwrap();
-    let pipeline = Pipeline::builder("learned").timeout(timeout.clone()).build().unwrap();
+    let pipeline = Pipeline::builder("learned").attempt_timeout(timeout.clone()).build().unwrap();
     for _ in 0..200 {
         pipeline.run(Call::read(), &AnyError, |_| answer(1, 10 * MS)).await.unwrap();
     }
@@ -430,8 +430,8 @@ async fn a_service_that_became_slower_than_the_learned_timeout_is_heard_again() 
 async fn waiting_for_a_turn_or_a_place_teaches_the_learned_timeout_nothing() {
     let timeout = Timeout::learned().build().unwrap();
     let pipeline = Pipeline::builder("waits")
-        .rate_limit(RateLimiter::builder("waits", 1, SECOND).burst(1).build().unwrap())
-        .timeout(timeout.clone())
+        .rate_limiter(RateLimiter::builder("waits", 1, SECOND).burst(1).build().unwrap())
+        .attempt_timeout(timeout.clone())
         .build()
         .unwrap();
     for _ in 0..200 {
@@ -488,7 +488,7 @@ async fn injected_latency_is_cut_off_like_that_of_the_service() {
 async fn neither_the_primary_nor_its_fallback_outlives_its_half() {
     let budget = full_budget();
     let pipeline = Pipeline::builder("halves")
-        .rate_limit(RateLimiter::builder("halves", 1, SECOND).build().unwrap())
+        .rate_limiter(RateLimiter::builder("halves", 1, SECOND).build().unwrap())
         .hedge(hedge(&budget))
         .retry(retries(9, SECOND, &budget))
         .attempt_timeout(3 * SECOND)
@@ -516,7 +516,7 @@ async fn panics_drops_and_deadlines_leave_every_count_right() {
     let breakers = [patient("fixed"), patient("adaptive")];
     let common = |breaker: &CircuitBreaker| {
         let limiter = RateLimiter::builder("counts", 100, SECOND).build().unwrap();
-        let pipeline = Pipeline::builder("counts").shed(shedder.clone()).rate_limit(limiter);
+        let pipeline = Pipeline::builder("counts").shedder(shedder.clone()).rate_limiter(limiter);
         pipeline.hedge(hedge(&full_budget())).breaker(breaker.clone())
     };
     let pipelines = [

@@ -273,7 +273,7 @@ async fn what_this_process_held_up_teaches_no_layer() {
     let limit = AdaptiveLimit::builder("learns").max(20).build().unwrap();
     let timeout = Timeout::learned().min_samples(8).build().unwrap();
     let pipeline =
-        Pipeline::builder("learns").adaptive_limit(limit.clone()).timeout(timeout.clone());
+        Pipeline::builder("learns").adaptive_limit(limit.clone()).attempt_timeout(timeout.clone());
     let pipeline = pipeline.build().unwrap();
     let _watched = Standstill::watch();
     let call = |stopped: Duration| {

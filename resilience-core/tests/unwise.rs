@@ -44,6 +44,12 @@ impl MakeWriter<'_> for Log {
     }
 }
 
+const SECOND: Duration = Duration::from_secs(1);
+
+fn lease(name: &'static str, lease: Duration) -> CircuitBreaker {
+    CircuitBreaker::builder(name).probe_lease(lease).build().unwrap()
+}
+
 fn retrying(name: &'static str) -> Pipeline {
     Pipeline::builder(name).retry(RetryPolicy::default()).build().unwrap()
 }
@@ -64,9 +70,15 @@ async fn each_unwise_setting_is_told_once_by_its_name_and_listed() {
         .pool_size(10)
         .build()
         .unwrap();
+    let wider = Pipeline::builder("wider")
+        .adaptive_limit(AdaptiveLimit::builder("wider").initial(10).max(11).build().unwrap())
+        .pool_size(10)
+        .build()
+        .unwrap();
+    let lost = Pipeline::builder("lost").breaker(lease("lost", SECOND)).build().unwrap();
     let learned = Pipeline::builder("learned")
         .deadline(Duration::from_secs(20))
-        .timeout(Timeout::learned().build().unwrap())
+        .attempt_timeout(Timeout::learned().build().unwrap())
         .build()
         .unwrap();
     assert!(outer.unwise().is_empty());
@@ -79,11 +91,15 @@ async fn each_unwise_setting_is_told_once_by_its_name_and_listed() {
     drop(guard);
     let reaches = Unwise::AttemptTimeoutReachesDeadline;
     assert_eq!(wide.unwise(), [reaches, Unwise::BulkheadWiderThanPool]);
+    assert_eq!(wider.unwise(), [Unwise::BulkheadWiderThanPool]);
+    assert_eq!(lost.unwise(), [Unwise::ProbeOutlivesLease]);
     assert_eq!(learned.unwise(), [reaches]);
     assert_eq!((inner.unwise(), outer.unwise()), (vec![], vec![Unwise::NestedRetries]));
     for (pipeline, word) in [
         ("wide", "attempt_timeout_reaches_deadline"),
         ("wide", "bulkhead_wider_than_pool"),
+        ("wider", "bulkhead_wider_than_pool"),
+        ("lost", "probe_outlives_lease"),
         ("learned", "attempt_timeout_reaches_deadline"),
         ("outer", "nested_retries"),
     ] {
@@ -91,7 +107,7 @@ async fn each_unwise_setting_is_told_once_by_its_name_and_listed() {
         let told = log.lines_with(&["WARN shared_external::pipeline", &name, word]);
         assert_eq!(told, 1, "{word} of {pipeline}");
     }
-    assert_eq!(log.lines_with(&[]), 4);
+    assert_eq!(log.lines_with(&[]), 6);
 }
 
 #[tokio::test(start_paused = true)]
@@ -105,7 +121,55 @@ async fn settings_that_are_wise_are_told_nothing() {
     let (once, inner) = (Pipeline::builder("once").build().unwrap(), retrying("inner"));
     let nested = |_| inner.run(Call::read(), &AnyError, |_| async { Ok::<_, Refused>(1) });
     once.run(Call::read(), &AnyError, nested).await.unwrap();
-    assert_eq!((exact.unwise(), once.unwise()), (vec![], vec![]));
+    let limit = AdaptiveLimit::builder("moving").max(10).build().unwrap();
+    let moving = Pipeline::builder("moving").adaptive_limit(limit).pool_size(10).build().unwrap();
+    for wise in [exact, once, moving] {
+        assert_eq!(wise.unwise(), []);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_default_is_unwise() {
+    let breaker = || Pipeline::builder("defaults").breaker(CircuitBreaker::new("defaults"));
+    let bulkhead = Bulkhead::builder("defaults").build().unwrap();
+    let limit = AdaptiveLimit::builder("defaults").build().unwrap();
+    let learned = Timeout::learned().build().unwrap();
+    for defaults in [
+        Pipeline::builder("defaults"),
+        Pipeline::optional_service("defaults"),
+        breaker(),
+        breaker().bulkhead(bulkhead.clone()),
+        breaker().adaptive_limit(limit),
+        breaker().bulkhead(bulkhead).attempt_timeout(learned),
+    ] {
+        assert_eq!(defaults.build().unwrap().unwise(), []);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_probe_that_may_be_taken_for_lost_is_told_to_the_millisecond() {
+    let bulkhead = || Bulkhead::builder("b").wait(4 * SECOND);
+    let limit = || AdaptiveLimit::builder("a").wait(4 * SECOND);
+    let builder = || Pipeline::builder("p").attempt_timeout(6 * SECOND).deadline(30 * SECOND);
+    let learned = || Timeout::learned().max(6 * SECOND).build().unwrap();
+    for (settings, longest) in [
+        (builder(), 6 * SECOND),
+        (builder().attempt_timeout(learned()), 6 * SECOND),
+        (builder().bulkhead(bulkhead().build().unwrap()), 10 * SECOND),
+        (builder().adaptive_limit(limit().build().unwrap()), 10 * SECOND),
+        // Nobody waits where nobody may, nor past the deadline.
+        (builder().bulkhead(bulkhead().queue(0).build().unwrap()), 6 * SECOND),
+        (builder().adaptive_limit(limit().queue(0).build().unwrap()), 6 * SECOND),
+        (builder().bulkhead(bulkhead().build().unwrap()).deadline(8 * SECOND), 8 * SECOND),
+    ] {
+        for (time, told) in [
+            (longest, vec![]),
+            (longest - Duration::from_millis(1), vec![Unwise::ProbeOutlivesLease]),
+        ] {
+            let pipeline = settings.clone().breaker(lease("p", time)).build().unwrap();
+            assert_eq!(pipeline.unwise(), told, "{settings:?}");
+        }
+    }
 }
 
 #[test]
@@ -115,6 +179,11 @@ fn what_contradicts_itself_cannot_be_built() {
     assert_eq!(zero.field, "deadline");
     let zero = refused(Pipeline::builder("zero").attempt_timeout(Duration::ZERO));
     assert_eq!(zero.field, "attempt_timeout");
+    assert_eq!(zero.to_string(), "attempt_timeout is 0ns; allowed: above 0, up to 30 years");
+    let endless = refused(Pipeline::builder("endless").attempt_timeout(Duration::MAX));
+    assert_eq!(endless.field, "attempt_timeout");
+    let zero = refused(Pipeline::builder("zero").pool_size(0));
+    assert_eq!(zero.field, "pool_size");
     let guards = Pipeline::builder("guards").breaker(CircuitBreaker::new("hard"));
     let guards = refused(guards.throttle(Throttle::new("soft")));
     let limits =

@@ -30,13 +30,17 @@ pub(crate) fn build_timeout(laws: &ServiceLaws, rng: &mut Rng) -> Timeout {
     learned.build().expect("drawn within range")
 }
 
+/// As settings count calls.
+pub(crate) fn small(count: usize) -> u32 {
+    u32::try_from(count).expect("it is small")
+}
+
 pub(crate) fn build_adaptive(
     name: &str,
     laws: &AdaptiveLaws,
     most: usize,
     wait: Duration,
 ) -> AdaptiveLimit {
-    let small = |count: usize| u32::try_from(count).expect("it is small");
     let limit = AdaptiveLimit::builder(name)
         .algorithm(laws.algorithm)
         .min(small(laws.min))

@@ -14,7 +14,7 @@ use resilience_core::{
 use tokio::time::{Instant, sleep};
 
 use crate::laws::{Case, Hand, Laws, ServiceLaws, longest_open};
-use crate::layers::{build_adaptive, build_breaker, build_budget, build_timeout};
+use crate::layers::{build_adaptive, build_breaker, build_budget, build_timeout, small};
 use crate::service::{Answer, Behaviour, Fault, Script, serve};
 use crate::trace::{self, End, Fact, Kind, Look, OpenCall, Planned, record};
 use crate::world::{Role, spawn};
@@ -365,7 +365,8 @@ impl Service {
         let bulkhead = laws
             .bulkhead
             .filter(|_| laws.adaptive.is_none())
-            .map(|(places, wait)| Bulkhead::new(&*name, places, wait).expect("drawn within range"));
+            .map(|(places, wait)| Bulkhead::new(&*name, small(places), wait))
+            .map(|bulkhead| bulkhead.expect("drawn within range"));
         let mut retry = RetryPolicy::builder()
             .max_retries(laws.max_retries)
             .base_delay(laws.max_delay / rng.u32(1..10))
@@ -377,7 +378,7 @@ impl Service {
         }
         let mut pipeline = Pipeline::builder(&*name)
             .deadline(laws.deadline)
-            .timeout(build_timeout(laws, rng))
+            .attempt_timeout(build_timeout(laws, rng))
             .retry(retry.build().expect("drawn within range"));
         if let Some(breaker) = &breaker {
             pipeline = pipeline.breaker(breaker.clone());
@@ -402,8 +403,8 @@ impl Service {
             pipeline = pipeline.throttle(throttle.build().expect("drawn within range"));
         }
         if let Some(limit) = laws.shed {
-            let shedder = LoadShedder::new(&*name, &Prioritizer::new(), limit);
-            pipeline = pipeline.shed(shedder.expect("drawn within range"));
+            let shedder = LoadShedder::new(&*name, &Prioritizer::new(), small(limit));
+            pipeline = pipeline.shedder(shedder.expect("drawn within range"));
         }
         let hedge = laws.hedge.as_ref().map(|laws| {
             let budget = budgets[laws.budget].clone();
@@ -418,7 +419,7 @@ impl Service {
             let limiter = resilience_core::RateLimiter::builder(&*name, laws.calls, laws.time)
                 .burst(laws.burst)
                 .queue(laws.queue);
-            pipeline = pipeline.rate_limit(limiter.build().expect("drawn within range"));
+            pipeline = pipeline.rate_limiter(limiter.build().expect("drawn within range"));
         }
         #[cfg(feature = "chaos")]
         if let Some(laws) = &laws.chaos {
