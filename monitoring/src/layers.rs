@@ -39,7 +39,7 @@ impl LayerGauges {
             );
             gauge.set(now.rejection_probability());
         }
-        if let Some(now) = pipeline.and_then(Pipeline::retry_budget) {
+        if let Some(now) = pipeline.and_then(|pipeline| pipeline.retry().budget()) {
             let gauge = budget.get_or_insert_with(
                 || gauge!(names::RETRY_BUDGET_BALANCE, label::NAME => Arc::clone(name)),
             );
