@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::places::{Home, Line, Places};
+use crate::places::{Home, Line, NamedPlaces};
 use crate::{BulkheadFull, Deadline, InvalidSetting};
 
 /// A limit on calls in flight, with a bounded wait for a place. Cheap to clone: clones share the places.
@@ -25,13 +25,7 @@ use crate::{BulkheadFull, Deadline, InvalidSetting};
 /// ```
 #[derive(Clone, Debug)]
 pub struct Bulkhead {
-    shared: Arc<Shared>,
-}
-
-#[derive(Debug)]
-struct Shared {
-    name: Arc<str>,
-    places: Places,
+    places: Arc<NamedPlaces>,
 }
 
 impl Bulkhead {
@@ -57,14 +51,14 @@ impl Bulkhead {
     /// Its name.
     #[must_use]
     pub fn name(&self) -> &Arc<str> {
-        &self.shared.name
+        &self.places.name
     }
 
     /// Takes a place if one is free and nobody waits for it. Finding none counts as no rejection.
     #[inline]
     #[must_use]
     pub fn try_acquire(&self) -> Option<Place<'_>> {
-        self.shared.places.try_take().then(|| Place { home: Home::Lent(&self.shared) })
+        self.places.try_take().then(|| Place { home: Home::Lent(&self.places) })
     }
 
     /// Takes a place, waiting no longer than the bulkhead and `deadline` allow. The clock is read
@@ -80,11 +74,8 @@ impl Bulkhead {
     /// to it goes to the next.
     #[inline]
     pub async fn acquire(&self, deadline: Deadline) -> Result<Place<'_>, BulkheadFull> {
-        if !self.shared.places.try_take() {
-            // Boxed, so that who need not wait does not carry the size of a timer.
-            Box::pin(self.shared.queue(deadline)).await?;
-        }
-        Ok(Place { home: Home::Lent(&self.shared) })
+        self.places.acquire(deadline).await?;
+        Ok(Place { home: Home::Lent(&self.places) })
     }
 
     /// [`acquire`](Self::acquire) for what outlives a borrow: a stream, a lease, another task.
@@ -97,49 +88,38 @@ impl Bulkhead {
     ///
     /// That of [`acquire`](Self::acquire).
     pub async fn acquire_owned(&self, deadline: Deadline) -> Result<Place<'static>, BulkheadFull> {
-        if !self.shared.places.try_take() {
-            Box::pin(self.shared.queue(deadline)).await?;
-        }
-        Ok(Place { home: Home::Shared(Arc::clone(&self.shared)) })
+        self.places.acquire(deadline).await?;
+        Ok(Place { home: Home::Shared(Arc::clone(&self.places)) })
     }
 
     /// How many calls may be in flight.
     #[must_use]
     pub fn limit(&self) -> usize {
-        self.shared.places.limit()
+        self.places.limit()
     }
 
     /// How many places are free.
     #[must_use]
     pub fn available(&self) -> usize {
-        self.limit().saturating_sub(self.shared.places.in_flight())
+        self.limit().saturating_sub(self.places.in_flight())
     }
 
     /// How many calls wait for a place.
     #[must_use]
     pub fn waiting(&self) -> usize {
-        self.shared.places.waiting()
+        self.places.waiting()
     }
 
     /// The longest wait for a place.
     #[must_use]
     pub fn wait(&self) -> Duration {
-        self.shared.places.wait()
+        self.places.wait()
     }
 
     /// Calls turned away since it was made.
     #[must_use]
     pub fn rejected(&self) -> Rejections {
-        self.shared.places.rejected()
-    }
-}
-
-impl Shared {
-    async fn queue(&self, deadline: Deadline) -> Result<(), BulkheadFull> {
-        self.places.take(deadline).await.map_err(|reason| {
-            let (name, limit) = (Arc::clone(&self.name), self.places.limit());
-            BulkheadFull { name, limit, reason }
-        })
+        self.places.rejected()
     }
 }
 
@@ -180,10 +160,10 @@ impl BulkheadBuilder {
     pub fn build(self) -> Result<Bulkhead, InvalidSetting> {
         let Self { name, limit, line } = self;
         let places = match u32::try_from(limit) {
-            Ok(1..) => Places::new(limit as u32, line.checked()?),
+            Ok(1..) => NamedPlaces::new(name, limit as u32, line.checked()?),
             _ => return Err(InvalidSetting::new("bulkhead limit", limit, "1 to 4294967295")),
         };
-        Ok(Bulkhead { shared: Arc::new(Shared { name, places }) })
+        Ok(Bulkhead { places: Arc::new(places) })
     }
 }
 
@@ -191,13 +171,13 @@ impl BulkheadBuilder {
 #[derive(Debug)]
 #[must_use = "dropped at once, it holds nobody back"]
 pub struct Place<'a> {
-    home: Home<'a, Shared>,
+    home: Home<'a, NamedPlaces>,
 }
 
 impl Drop for Place<'_> {
     #[inline]
     fn drop(&mut self) {
-        self.home.places.give_back();
+        self.home.give_back();
     }
 }
 
