@@ -5,9 +5,7 @@
 //! pool's, so that a check opens no connection that would not be opened anyway.
 
 use async_trait::async_trait;
-use resilience_core::{
-    Address, Backend, Deadline, Health, HealthCheck, Pipeline, PoolStatus,
-};
+use resilience_core::{Address, Backend, Deadline, Health, HealthCheck, Pipeline, PoolStatus};
 use sqlx::Executor;
 use tokio::time::{Instant, timeout_at};
 

@@ -1,48 +1,20 @@
 //! Fear: settings that contradict each other, or hardly do what was meant, and nobody is told.
 
-use std::io::Write;
-use std::sync::{Arc, Mutex};
+#[path = "support/log.rs"]
+mod log;
+
 use std::time::Duration;
 
 use resilience_core::{
     AdaptiveLimit, AnyError, Bulkhead, Call, CircuitBreaker, InvalidSetting, Pipeline,
     PipelineBuilder, RetryPolicy, Throttle, Timeout, Unwise,
 };
-use tracing_subscriber::fmt::MakeWriter;
+
+use log::Log;
 
 #[derive(Debug, thiserror::Error)]
 #[error("refused")]
 struct Refused;
-
-#[derive(Clone, Default)]
-struct Log(Arc<Mutex<Vec<u8>>>);
-
-impl Log {
-    /// How many lines have all of `parts`.
-    fn lines_with(&self, parts: &[&str]) -> usize {
-        let text = String::from_utf8(self.0.lock().unwrap().clone()).unwrap();
-        text.lines().filter(|line| parts.iter().all(|part| line.contains(part))).count()
-    }
-}
-
-impl Write for Log {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0.lock().unwrap().extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
-}
-
-impl MakeWriter<'_> for Log {
-    type Writer = Self;
-
-    fn make_writer(&self) -> Self {
-        self.clone()
-    }
-}
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -56,13 +28,7 @@ fn retrying(name: &'static str) -> Pipeline {
 
 #[tokio::test(start_paused = true)]
 async fn each_unwise_setting_is_told_once_by_its_name_and_listed() {
-    let log = Log::default();
-    let subscriber = tracing_subscriber::fmt()
-        .with_env_filter("shared_external=warn")
-        .with_ansi(false)
-        .with_writer(log.clone())
-        .finish();
-    let guard = tracing::subscriber::set_default(subscriber);
+    let log = Log::listen("shared_external=warn");
     let (outer, inner) = (retrying("outer"), retrying("inner"));
     let wide = Pipeline::builder("wide")
         .deadline(Duration::from_secs(30))
@@ -88,7 +54,7 @@ async fn each_unwise_setting_is_told_once_by_its_name_and_listed() {
         let nested = |_| inner.run(Call::read(), &AnyError, |_| async { Ok::<_, Refused>(1) });
         outer.run(Call::read(), &AnyError, nested).await.unwrap();
     }
-    drop(guard);
+    let text = log.end();
     let reaches = Unwise::AttemptTimeoutReachesDeadline;
     assert_eq!(wide.unwise(), [reaches, Unwise::BulkheadWiderThanPool]);
     assert_eq!(wider.unwise(), [Unwise::BulkheadWiderThanPool]);
@@ -104,10 +70,11 @@ async fn each_unwise_setting_is_told_once_by_its_name_and_listed() {
         ("outer", "nested_retries"),
     ] {
         let name = format!("name={pipeline} ");
-        let told = log.lines_with(&["WARN shared_external::pipeline", &name, word]);
-        assert_eq!(told, 1, "{word} of {pipeline}");
+        let parts = ["WARN shared_external::pipeline", &name, word];
+        let told = text.lines().filter(|line| parts.iter().all(|part| line.contains(part)));
+        assert_eq!(told.count(), 1, "{word} of {pipeline}");
     }
-    assert_eq!(log.lines_with(&[]), 6);
+    assert_eq!(text.lines().count(), 6);
 }
 
 #[tokio::test(start_paused = true)]
