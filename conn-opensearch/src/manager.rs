@@ -114,15 +114,13 @@ impl OpenSearchManager {
             .success_threshold(limits.success_threshold)
             .half_open_max_calls(limits.half_open_max_calls)
             .probe_lease(limits.acquire_timeout + limits.timeout);
-        let places = usize::try_from(limits.bulkhead).expect(valid);
-        let bulkhead =
-            Bulkhead::new(Arc::clone(&name), places, limits.acquire_timeout).expect(valid);
+        let bulkhead = Bulkhead::new(Arc::clone(&name), limits.bulkhead, limits.acquire_timeout);
         let pipeline = Pipeline::builder(Arc::clone(&name))
             .deadline(limits.deadline)
             .attempt_timeout(limits.timeout)
             .retry(retry.build().expect(valid))
             .breaker(breaker.build().expect(valid))
-            .bulkhead(bulkhead)
+            .bulkhead(bulkhead.expect(valid))
             .build()
             .expect(valid);
         if urls[0].scheme() == "http" && access.login.is_some() {
@@ -343,12 +341,8 @@ impl HealthCheck for OpenSearchManager {
         Some(self.status())
     }
 
-    fn breaker(&self) -> Option<CircuitBreaker> {
-        self.shared.pipeline.breaker().cloned()
-    }
-
-    fn bulkhead(&self) -> Option<Bulkhead> {
-        self.shared.pipeline.bulkhead().cloned()
+    fn pipeline(&self) -> Option<Pipeline> {
+        Some(self.shared.pipeline.clone())
     }
 
     fn backend(&self) -> Option<Backend> {

@@ -137,30 +137,28 @@ async fn the_environment_is_all_it_takes() {
     assert_eq!(manager.health().await.status, HealthStatus::Healthy);
 }
 
-#[tokio::test]
-async fn a_client_certificate_logs_in_by_itself() {
-    let config = peer::quick(variable("OPENSEARCH_URL"))
-        .ca_file(variable("OPENSEARCH_CA_FILE"))
+/// Whom the server takes for the caller, who also shows the certificate of `app`.
+async fn who_with_certificate(config: OpenSearchConfigBuilder) -> Value {
+    let config = config
         .client_cert_file(variable("TEST_CLIENT_CERT_FILE"))
         .client_key_file(variable("TEST_CLIENT_KEY_FILE"));
     let who = connect(config)
         .read(|node| send(node, Method::Get, "_plugins/_security/authinfo", None))
         .await
         .unwrap();
-    assert_eq!(who["user_name"], "app", "{who}");
+    who["user_name"].clone()
+}
+
+#[tokio::test]
+async fn a_client_certificate_logs_in_by_itself() {
+    let config = peer::quick(variable("OPENSEARCH_URL")).ca_file(variable("OPENSEARCH_CA_FILE"));
+    assert_eq!(who_with_certificate(config).await, "app");
 }
 
 #[tokio::test]
 async fn a_client_certificate_and_a_login_go_together() {
-    let config = settings()
-        .client_cert_file(variable("TEST_CLIENT_CERT_FILE"))
-        .client_key_file(variable("TEST_CLIENT_KEY_FILE"));
-    let who = connect(config)
-        .read(|node| send(node, Method::Get, "_plugins/_security/authinfo", None))
-        .await
-        .unwrap();
     // The server, which is shown both, prefers the certificate.
-    assert_eq!(who["user_name"], "app", "{who}");
+    assert_eq!(who_with_certificate(settings()).await, "app");
 }
 
 #[tokio::test]

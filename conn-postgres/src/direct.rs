@@ -9,12 +9,12 @@ use resilience_core::{
     Attempt, Blame, Call, Classify, Outcome, Permit, Replay, Standstill, Verdict,
 };
 use sqlx::postgres::{PgQueryResult, PgRow, PgStatement, PgTypeInfo};
-use sqlx::{Describe, Execute, Executor, Postgres, SqlStr};
+use sqlx::{Describe, Execute, SqlStr};
 
 use crate::classify::PgClassifier;
 use crate::conn::Conn;
 use crate::error::Error;
-use crate::executor::{Query, Step};
+use crate::executor::{Query, Step, impl_executor};
 use crate::manager::DatabaseManager;
 use crate::session::Session;
 
@@ -23,8 +23,8 @@ type Run<T> = for<'a> fn(&'a mut Session, Query) -> BoxFuture<'a, Result<T, sqlx
 
 impl DatabaseManager {
     /// Runs one statement. Only what failed before it was sent is tried again: sqlx's arguments are used up then.
-    async fn direct<T>(&self, query: Query, run: Run<T>) -> Result<T, sqlx::Error> {
-        let query = &Mutex::new(Some(query));
+    async fn direct<T>(self, query: Query, run: Run<T>) -> Result<T, sqlx::Error> {
+        let (pool, query) = (&self.pool, &Mutex::new(Some(query)));
         let take = || query.lock().unwrap_or_else(PoisonError::into_inner).take();
         let is_sent = || query.lock().unwrap_or_else(PoisonError::into_inner).is_none();
         let classifier = |error: &Error| match PgClassifier.verdict(error) {
@@ -33,7 +33,7 @@ impl DatabaseManager {
         };
         let operation = |attempt: Attempt| async move {
             let in_all = attempt.deadline.remaining();
-            let conn = self.pool.acquire(attempt.deadline).await?;
+            let conn = pool.acquire(attempt.deadline).await?;
             let query = take().expect("an attempt that took it is the last");
             let work = async |mut conn: Conn| {
                 let result = run(&mut conn, query).await;
@@ -91,70 +91,27 @@ fn settle(permit: Option<Permit>, outcome: Outcome) {
     }
 }
 
-impl<'c> Executor<'c> for &'_ DatabaseManager {
-    type Database = Postgres;
-
-    fn execute<'e, 'q: 'e, E>(self, query: E) -> BoxFuture<'e, Result<PgQueryResult, sqlx::Error>>
-    where
-        'c: 'e,
-        E: 'q + Execute<'q, Postgres>,
-    {
-        let (db, query) = (self.clone(), Query::of(query));
-        Box::pin(async move {
-            db.direct(query, |session, query| Box::pin(session.execute_query(query))).await
-        })
+impl_executor! {
+    for &'_ DatabaseManager as db: &DatabaseManager;
+    execute(query) {
+        let query = Query::of(query);
+        Box::pin(db.clone().direct(query, |session, query| Box::pin(session.execute_query(query))))
     }
-
-    fn fetch_many<'e, 'q: 'e, E>(self, query: E) -> BoxStream<'e, Result<Step, sqlx::Error>>
-    where
-        'c: 'e,
-        E: 'q + Execute<'q, Postgres>,
-    {
-        self.clone().stream(Query::of(query))
+    fetch_many(query) { db.clone().stream(Query::of(query)) }
+    fetch_all(query) {
+        let query = Query::of(query);
+        Box::pin(db.clone().direct(query, |session, query| Box::pin(session.fetch_all_rows(query))))
     }
-
-    fn fetch_all<'e, 'q: 'e, E>(self, query: E) -> BoxFuture<'e, Result<Vec<PgRow>, sqlx::Error>>
-    where
-        'c: 'e,
-        E: 'q + Execute<'q, Postgres>,
-    {
-        let (db, query) = (self.clone(), Query::of(query));
-        Box::pin(async move {
-            db.direct(query, |session, query| Box::pin(session.fetch_all_rows(query))).await
-        })
+    fetch_optional(query) {
+        let query = Query::of(query);
+        Box::pin(db.clone().direct(query, |session, query| Box::pin(session.fetch_row(query))))
     }
-
-    fn fetch_optional<'e, 'q: 'e, E>(
-        self,
-        query: E,
-    ) -> BoxFuture<'e, Result<Option<PgRow>, sqlx::Error>>
-    where
-        'c: 'e,
-        E: 'q + Execute<'q, Postgres>,
-    {
-        let (db, query) = (self.clone(), Query::of(query));
-        Box::pin(async move {
-            db.direct(query, |session, query| Box::pin(session.fetch_row(query))).await
-        })
-    }
-
-    fn prepare_with<'e>(
-        self,
-        sql: SqlStr,
-        parameters: &'e [PgTypeInfo],
-    ) -> BoxFuture<'e, Result<PgStatement, sqlx::Error>>
-    where
-        'c: 'e,
-    {
-        let db = self.clone();
+    prepare_with(sql, parameters) {
+        let db = db.clone();
         Box::pin(async move { db.acquire().await?.prepare_sql(sql, parameters).await })
     }
-
-    fn describe<'e>(self, sql: SqlStr) -> BoxFuture<'e, Result<Describe<Postgres>, sqlx::Error>>
-    where
-        'c: 'e,
-    {
-        let db = self.clone();
+    describe(sql) {
+        let db = db.clone();
         Box::pin(async move { db.acquire().await?.describe_sql(sql).await })
     }
 }

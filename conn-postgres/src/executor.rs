@@ -164,132 +164,69 @@ impl Stream for Rows<'_> {
     }
 }
 
-impl<'c> Executor<'c> for &'c mut Session {
-    type Database = Postgres;
+/// Implements `Executor`: how each of its methods runs on what an owner coerces to.
+macro_rules! impl_executor {
+    (
+        for $($owner:ty),+ as $this:ident: $seen:ty;
+        execute($executed:ident) $execute:block
+        fetch_many($many:ident) $fetch_many:block
+        fetch_all($all:ident) $fetch_all:block
+        fetch_optional($optional:ident) $fetch_optional:block
+        prepare_with($prepared:ident, $parameters:ident) $prepare_with:block
+        describe($described:ident) $describe:block
+    ) => {$(
+        impl<'c> sqlx::Executor<'c> for $owner {
+            type Database = sqlx::Postgres;
 
-    fn execute<'e, 'q: 'e, E>(self, query: E) -> BoxFuture<'e, Result<PgQueryResult, sqlx::Error>>
-    where
-        'c: 'e,
-        E: 'q + Execute<'q, Postgres>,
-    {
-        Box::pin(self.execute_query(Query::of(query)))
-    }
-
-    fn fetch_many<'e, 'q: 'e, E>(self, query: E) -> BoxStream<'e, Result<Step, sqlx::Error>>
-    where
-        'c: 'e,
-        E: 'q + Execute<'q, Postgres>,
-    {
-        self.stream(Query::of(query)).boxed()
-    }
-
-    fn fetch_all<'e, 'q: 'e, E>(self, query: E) -> BoxFuture<'e, Result<Vec<PgRow>, sqlx::Error>>
-    where
-        'c: 'e,
-        E: 'q + Execute<'q, Postgres>,
-    {
-        Box::pin(self.fetch_all_rows(Query::of(query)))
-    }
-
-    fn fetch_optional<'e, 'q: 'e, E>(
-        self,
-        query: E,
-    ) -> BoxFuture<'e, Result<Option<PgRow>, sqlx::Error>>
-    where
-        'c: 'e,
-        E: 'q + Execute<'q, Postgres>,
-    {
-        Box::pin(self.fetch_row(Query::of(query)))
-    }
-
-    fn prepare_with<'e>(
-        self,
-        sql: SqlStr,
-        parameters: &'e [PgTypeInfo],
-    ) -> BoxFuture<'e, Result<PgStatement, sqlx::Error>>
-    where
-        'c: 'e,
-    {
-        Box::pin(self.prepare_sql(sql, parameters))
-    }
-
-    fn describe<'e>(self, sql: SqlStr) -> BoxFuture<'e, Result<Describe<Postgres>, sqlx::Error>>
-    where
-        'c: 'e,
-    {
-        Box::pin(self.describe_sql(sql))
-    }
-}
-
-/// What dereferences to a session is an executor by it.
-macro_rules! executor_by_session {
-    ($($owner:ty),*) => {$(
-        impl<'c> Executor<'c> for &'c mut $owner {
-            type Database = Postgres;
-
-            fn execute<'e, 'q: 'e, E>(
-                self,
-                query: E,
-            ) -> BoxFuture<'e, Result<PgQueryResult, sqlx::Error>>
-            where
-                'c: 'e,
-                E: 'q + Execute<'q, Postgres>,
-            {
-                Executor::execute(&mut **self, query)
-            }
-
-            fn fetch_many<'e, 'q: 'e, E>(self, query: E) -> BoxStream<'e, Result<Step, sqlx::Error>>
-            where
-                'c: 'e,
-                E: 'q + Execute<'q, Postgres>,
-            {
-                Executor::fetch_many(&mut **self, query)
-            }
-
-            fn fetch_all<'e, 'q: 'e, E>(
-                self,
-                query: E,
-            ) -> BoxFuture<'e, Result<Vec<PgRow>, sqlx::Error>>
-            where
-                'c: 'e,
-                E: 'q + Execute<'q, Postgres>,
-            {
-                Executor::fetch_all(&mut **self, query)
-            }
-
-            fn fetch_optional<'e, 'q: 'e, E>(
-                self,
-                query: E,
-            ) -> BoxFuture<'e, Result<Option<PgRow>, sqlx::Error>>
-            where
-                'c: 'e,
-                E: 'q + Execute<'q, Postgres>,
-            {
-                Executor::fetch_optional(&mut **self, query)
-            }
+            impl_executor!(@query execute($executed) -> BoxFuture<PgQueryResult>, $this: $seen, $execute);
+            impl_executor!(@query fetch_many($many) -> BoxStream<Step>, $this: $seen, $fetch_many);
+            impl_executor!(@query fetch_all($all) -> BoxFuture<Vec<PgRow>>, $this: $seen, $fetch_all);
+            impl_executor!(@query fetch_optional($optional) -> BoxFuture<Option<PgRow>>, $this: $seen, $fetch_optional);
 
             fn prepare_with<'e>(
                 self,
-                sql: SqlStr,
-                parameters: &'e [PgTypeInfo],
+                $prepared: SqlStr,
+                $parameters: &'e [PgTypeInfo],
             ) -> BoxFuture<'e, Result<PgStatement, sqlx::Error>>
             where
                 'c: 'e,
             {
-                Executor::prepare_with(&mut **self, sql, parameters)
+                let $this: $seen = self;
+                $prepare_with
             }
 
             fn describe<'e>(
                 self,
-                sql: SqlStr,
-            ) -> BoxFuture<'e, Result<Describe<Postgres>, sqlx::Error>>
+                $described: SqlStr,
+            ) -> BoxFuture<'e, Result<Describe<sqlx::Postgres>, sqlx::Error>>
             where
                 'c: 'e,
             {
-                Executor::describe(&mut **self, sql)
+                let $this: $seen = self;
+                $describe
             }
         }
-    )*};
+    )+};
+    (@query $method:ident($query:ident) -> $later:ident<$what:ty>, $this:ident: $seen:ty, $run:block) => {
+        fn $method<'e, 'q: 'e, E>(self, $query: E) -> $later<'e, Result<$what, sqlx::Error>>
+        where
+            'c: 'e,
+            E: 'q + Execute<'q, sqlx::Postgres>,
+        {
+            let $this: $seen = self;
+            $run
+        }
+    };
 }
 
-executor_by_session!(Conn, Tx<'_>);
+pub(crate) use impl_executor;
+
+impl_executor! {
+    for &'c mut Session, &'c mut Conn, &'c mut Tx<'_> as session: &mut Session;
+    execute(query) { Box::pin(session.execute_query(Query::of(query))) }
+    fetch_many(query) { session.stream(Query::of(query)).boxed() }
+    fetch_all(query) { Box::pin(session.fetch_all_rows(Query::of(query))) }
+    fetch_optional(query) { Box::pin(session.fetch_row(Query::of(query))) }
+    prepare_with(sql, parameters) { Box::pin(session.prepare_sql(sql, parameters)) }
+    describe(sql) { Box::pin(session.describe_sql(sql)) }
+}

@@ -5,9 +5,7 @@
 //! pool's, so that a check opens no connection that would not be opened anyway.
 
 use async_trait::async_trait;
-use resilience_core::{
-    Address, Backend, CircuitBreaker, Deadline, Health, HealthCheck, PoolStatus,
-};
+use resilience_core::{Address, Backend, Deadline, Health, HealthCheck, Pipeline, PoolStatus};
 use sqlx::Executor;
 use tokio::time::{Instant, timeout_at};
 
@@ -84,8 +82,8 @@ impl HealthCheck for DatabaseManager {
         Some(self.status())
     }
 
-    fn breaker(&self) -> Option<CircuitBreaker> {
-        Some(DatabaseManager::breaker(self).clone())
+    fn pipeline(&self) -> Option<Pipeline> {
+        Some(self.pipeline.clone())
     }
 
     fn backend(&self) -> Option<Backend> {

@@ -340,12 +340,8 @@ impl HealthCheck for RedisManager {
         Some(self.status())
     }
 
-    fn breaker(&self) -> Option<CircuitBreaker> {
-        Some(self.breaker().clone())
-    }
-
-    fn bulkhead(&self) -> Option<Bulkhead> {
-        self.shared.pipeline.bulkhead().cloned()
+    fn pipeline(&self) -> Option<Pipeline> {
+        Some(self.shared.pipeline.clone())
     }
 
     fn backend(&self) -> Option<Backend> {
@@ -402,11 +398,7 @@ fn pipeline(name: &Arc<str>, tuning: &Tuning) -> Result<Pipeline, resilience_cor
         .deadline(tuning.deadline)
         .retry(retry)
         .breaker(breaker)
-        .bulkhead(Bulkhead::new(
-            Arc::clone(name),
-            tuning.bulkhead as usize,
-            tuning.acquire_timeout,
-        )?)
+        .bulkhead(Bulkhead::new(Arc::clone(name), tuning.bulkhead, tuning.acquire_timeout)?)
         .attempt_timeout(tuning.socket_timeout)
         .build()
 }

@@ -5,18 +5,20 @@
 //! `/etc/hosts`: what the C library reads there is what it would be told by the cluster's DNS.
 #![cfg(all(target_os = "linux", feature = "kubernetes"))]
 
+mod support;
+
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
 use discovery::ServiceRegistry;
-use resilience_core::{EndpointSet, Freshness, Outcome, WatchedEndpoints};
-use tokio::time::{Instant, timeout};
+use resilience_core::{EndpointSet, Freshness, Outcome};
+use support::until;
+use tokio::time::Instant;
 
 const NAME: &str = "redis.default.svc.cluster.local";
 const HOSTS: &str = "DISCOVERY_TEST_HOSTS";
-const SOON: Duration = Duration::from_secs(10);
 
 #[tokio::test]
 async fn a_kubernetes_service_that_moves_is_followed_without_a_restart() {
@@ -109,12 +111,4 @@ async fn follow(hosts: &Path) {
     point_to(&["127.0.0.2"]);
     let set = until(&mut watched, |set| !stale(set)).await;
     assert_eq!(set.endpoints[0].address.host(), "127.0.0.2");
-}
-
-async fn until(
-    watched: &mut WatchedEndpoints,
-    expected: impl FnMut(&EndpointSet) -> bool,
-) -> EndpointSet {
-    let waiting = timeout(SOON, watched.wait_for(expected));
-    waiting.await.expect("it comes soon").expect("the registry is there").clone()
 }

@@ -1,14 +1,14 @@
 //! What the log shows: each choice and change at DEBUG, and a source that fails as one WARN.
 
+mod support;
+
 use std::io::Write;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use discovery::ServiceRegistry;
 use resilience_core::{Freshness, Outcome};
-use tokio::time::timeout;
-
-const SOON: Duration = Duration::from_secs(10);
+use support::until;
 
 #[derive(Clone, Default)]
 struct Log(Arc<Mutex<Vec<u8>>>);
@@ -61,16 +61,16 @@ async fn choices_and_changes_are_seen_and_trouble_is_told_once() {
     std::fs::write(&path, "password = \"hunter2\n").unwrap();
     let stale =
         |set: &resilience_core::EndpointSet| matches!(set.freshness, Freshness::Stale { .. });
-    timeout(SOON, watched.wait_for(stale)).await.unwrap().unwrap();
+    until(&mut watched, stale).await;
     tokio::time::sleep(Duration::from_secs(60)).await;
     std::fs::write(&path, "[services.redis]\nendpoints = [\"127.0.0.1:3\"]\n").unwrap();
-    timeout(SOON, watched.wait_for(|set| !stale(set))).await.unwrap().unwrap();
+    until(&mut watched, |set| !stale(set)).await;
     for _ in 0..2 {
         std::fs::write(&path, "[services]\n").unwrap();
-        timeout(SOON, watched.wait_for(stale)).await.unwrap().unwrap();
+        until(&mut watched, stale).await;
         tokio::time::sleep(Duration::from_secs(5)).await;
         std::fs::write(&path, "[services.redis]\nendpoints = [\"127.0.0.1:3\"]\n").unwrap();
-        timeout(SOON, watched.wait_for(|set| !stale(set))).await.unwrap().unwrap();
+        until(&mut watched, |set| !stale(set)).await;
     }
     std::fs::remove_file(&path).unwrap();
     assert_eq!(log.lines(&["WARN", "the file is broken", "does not parse (line 1)"]), 1);

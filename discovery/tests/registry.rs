@@ -1,16 +1,17 @@
 //! The registry as its users meet it: on the loopback interface, with sockets of the test's own.
 
+mod support;
+
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
 use discovery::ServiceRegistry;
-use resilience_core::{Address, Endpoint, EndpointSet, Freshness, Outcome, WatchedEndpoints};
+use resilience_core::{Address, Endpoint, EndpointSet, Freshness, Outcome};
+use support::{SOON, until};
 use tokio::runtime::{Handle, Runtime};
 use tokio::time::{Instant, timeout};
-
-const SOON: Duration = Duration::from_secs(10);
 
 /// A file of the test's own, gone with it.
 struct Scratch(PathBuf);
@@ -53,15 +54,6 @@ fn listen() -> (TcpListener, u16) {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     let port = listener.local_addr().unwrap().port();
     (listener, port)
-}
-
-/// Waits until `watched` is as `expected`, and gives it.
-async fn until(
-    watched: &mut WatchedEndpoints,
-    expected: impl FnMut(&EndpointSet) -> bool,
-) -> EndpointSet {
-    let waiting = timeout(SOON, watched.wait_for(expected));
-    waiting.await.expect("it comes soon").expect("the registry is there").clone()
 }
 
 fn is_stale(set: &EndpointSet) -> bool {

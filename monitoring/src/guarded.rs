@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use resilience_core::{
-    Backend, Bulkhead, CircuitBreaker, Deadline, Health, HealthCheck, PoolStatus,
+    Backend, Bulkhead, CircuitBreaker, Deadline, Health, HealthCheck, Pipeline, PoolStatus,
 };
 
 /// A check whose [`check`](HealthCheck::check) may panic, for it runs in a task of its own, but which
@@ -21,6 +21,10 @@ impl HealthCheck for Guarded {
 
     fn pool_status(&self) -> Option<PoolStatus> {
         told(|| self.0.pool_status())
+    }
+
+    fn pipeline(&self) -> Option<Pipeline> {
+        told(|| self.0.pipeline())
     }
 
     fn breaker(&self) -> Option<CircuitBreaker> {

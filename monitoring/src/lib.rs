@@ -25,18 +25,22 @@
 //! # What is absent
 //!
 //! No rule for slowness (what is slow, the application knows: [`AlertRule`]'s example is one), and no
-//! gauge of slow calls. Of OpenTelemetry's names, no `db_collection_name`. Alerts that still fire when the process ends are not told as resolved.
+//! figures of single flights and stale caches. Of OpenTelemetry's names, no `db_collection_name`. Alerts
+//! that still fire when the process ends are not told as resolved.
 
 mod alert;
 mod board;
 mod builder;
 mod calls;
 mod capped;
+mod circuits;
+mod counters;
 mod defaults;
 mod delivery;
 mod guarded;
 mod install;
 mod json;
+mod layers;
 mod life;
 mod manager;
 mod meters;
@@ -58,9 +62,10 @@ mod window;
 
 pub use alert::{Alert, AlertError, AlertHandler, AlertSeverity, LogAlertHandler};
 pub use builder::MonitoringBuilder;
+pub use circuits::CircuitReport;
 pub use install::{Metrics, install_metrics};
 pub use manager::MonitoringManager;
-pub use monitor::{CircuitReport, ServiceHealth, ServiceMonitor};
+pub use monitor::{ServiceHealth, ServiceMonitor};
 pub use observer::MetricsObserver;
 #[cfg(feature = "axum")]
 pub use routes::health_routes;

@@ -5,8 +5,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use metrics::{Counter, Gauge, Histogram, SharedString, counter, gauge, histogram};
-use resilience_core::{Bulkhead, CircuitState, HealthStatus, Outcome, OutcomeCounts, PoolStatus};
+use resilience_core::{
+    Bulkhead, CircuitState, HealthStatus, Outcome, OutcomeCounts, Pipeline, PoolStatus,
+};
 
+use crate::circuits::sum;
+use crate::layers::LayerGauges;
 use crate::names::{self, MAX_NAMES, OTHER, label};
 use crate::wall_clock::Timestamp;
 use crate::{AlertSeverity, CircuitReport, ServiceHealth};
@@ -48,16 +52,17 @@ pub(crate) struct Gauges {
 }
 
 impl Gauges {
-    /// Shows a service. Its pool and bulkhead are labelled `calls`.
+    /// Shows a service. Its pool and the layers in front of it are labelled `calls`.
     pub(crate) fn service(
         &mut self,
         service: &Arc<str>,
         calls: &Arc<str>,
         health: &ServiceHealth,
-        bulkhead: Option<&Bulkhead>,
-    ) {
+    ) -> &mut ServiceGauges {
         let gauges = self.services.entry(Arc::clone(service));
-        gauges.or_insert_with(|| ServiceGauges::new(service, calls)).show(health, bulkhead);
+        let gauges = gauges.or_insert_with(|| ServiceGauges::new(service, calls));
+        gauges.show(health);
+        gauges
     }
 
     /// Shows all breakers; those beyond the limit together.
@@ -86,12 +91,12 @@ impl Gauges {
     }
 }
 
-struct ServiceGauges {
+pub(crate) struct ServiceGauges {
     status: [Gauge; 4],
     uptime: Absent,
     calls: Arc<str>,
     pool: Option<[Gauge; 6]>,
-    bulkhead: Option<[Gauge; 2]>,
+    layers: LayerGauges,
 }
 
 impl ServiceGauges {
@@ -100,10 +105,16 @@ impl ServiceGauges {
             gauge!(names::HEALTH_STATUS, label::EXTERNAL_SERVICE => Arc::clone(service), label::STATUS => status.as_str())
         });
         let uptime = Absent::new(names::UPTIME_RATIO, label::EXTERNAL_SERVICE, service);
-        Self { status, uptime, calls: Arc::clone(calls), pool: None, bulkhead: None }
+        let layers = LayerGauges::new(calls);
+        Self { status, uptime, calls: Arc::clone(calls), pool: None, layers }
     }
 
-    fn show(&mut self, health: &ServiceHealth, bulkhead: Option<&Bulkhead>) {
+    /// Shows what stands in front of it.
+    pub(crate) fn layers(&mut self, bulkhead: Option<&Bulkhead>, pipeline: Option<&Pipeline>) {
+        self.layers.show(bulkhead, pipeline);
+    }
+
+    fn show(&mut self, health: &ServiceHealth) {
         for (status, gauge) in HealthStatus::ALL.into_iter().zip(&self.status) {
             gauge.set(u8::from(status == health.status));
         }
@@ -114,15 +125,6 @@ impl ServiceGauges {
             for (gauge, figure) in
                 gauges.iter().zip([in_use, idle, max, waiting, idle_max, idle_min])
             {
-                gauge.set(figure as f64);
-            }
-        }
-        if let Some(bulkhead) = bulkhead {
-            let gauges = self.bulkhead.get_or_insert_with(|| {
-                let labels = [(label::NAME, Arc::clone(calls))];
-                [gauge!(names::BULKHEAD_AVAILABLE, &labels), gauge!(names::BULKHEAD_MAX, &labels)]
-            });
-            for (gauge, figure) in gauges.iter().zip([bulkhead.available(), bulkhead.limit()]) {
                 gauge.set(figure as f64);
             }
         }
@@ -179,10 +181,10 @@ impl CircuitMeters {
     }
 }
 
-/// The figures of the breakers that share a label: of one, but for [`OTHER`].
+/// The figures of the names that share a label: of one, but for [`OTHER`].
 #[derive(Default)]
 struct CircuitTotals {
-    breakers: u32,
+    names: u32,
     states: [u32; CircuitState::ALL.len()],
     calls: OutcomeCounts,
     not_permitted: u64,
@@ -193,18 +195,15 @@ struct CircuitTotals {
 impl CircuitTotals {
     fn add(&mut self, report: &CircuitReport) {
         let circuit = &report.circuit;
-        for (count, state) in self.states.iter_mut().zip(CircuitState::ALL) {
-            *count += u32::from(state == circuit.state);
+        for (count, more) in self.states.iter_mut().zip(report.states) {
+            *count += more;
         }
-        self.calls.success += circuit.calls.success;
-        self.calls.failure += circuit.calls.failure;
-        self.calls.excluded += circuit.calls.excluded;
-        self.calls.cancelled += circuit.calls.cancelled;
+        self.calls = sum(self.calls, circuit.calls);
         self.not_permitted += circuit.not_permitted;
         // A ratio of several has no meaning.
-        self.failure_ratio = report.failure_ratio.filter(|_| self.breakers == 0);
-        self.slow_call_ratio = report.slow_call_ratio.filter(|_| self.breakers == 0);
-        self.breakers += 1;
+        self.failure_ratio = report.failure_ratio.filter(|_| self.names == 0);
+        self.slow_call_ratio = report.slow_call_ratio.filter(|_| self.names == 0);
+        self.names += 1;
     }
 }
 
@@ -264,9 +263,9 @@ mod tests {
         for breaker in &breakers[250..] {
             breaker.try_acquire().unwrap().failure();
         }
-        let report = |breaker: &CircuitBreaker| {
-            let circuit = breaker.snapshot();
-            CircuitReport { circuit, failure_ratio: Some(1.0), slow_call_ratio: None }
+        let report = |breaker: &CircuitBreaker| CircuitReport {
+            failure_ratio: Some(1.0),
+            ..CircuitReport::of(breaker.snapshot())
         };
         let reports: Vec<_> = breakers.iter().map(report).collect();
         let mut gauges = Gauges::default();

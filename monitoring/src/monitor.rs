@@ -5,7 +5,7 @@ use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use resilience_core::{CircuitSnapshot, Deadline, Health, HealthStatus, PoolStatus, Standstill};
+use resilience_core::{Deadline, Health, HealthStatus, PoolStatus, Standstill};
 use serde::Serialize;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
@@ -16,7 +16,10 @@ use crate::service::Plan;
 use crate::state::{Change, ServiceState};
 use crate::task::Task;
 use crate::wall_clock::{Clock, Moment, Timestamp};
-use crate::{CallMetrics, Criticality, InvalidMonitoring, Service, UptimeRatios, defaults, json};
+use crate::{
+    CallMetrics, CircuitReport, Criticality, InvalidMonitoring, Service, UptimeRatios, defaults,
+    json,
+};
 
 /// The continuous watch over one service. A [`MonitoringManager`](crate::MonitoringManager) has one
 /// for each; one alone needs only [`run`](Self::run). Cheap to clone: clones share what is known.
@@ -88,11 +91,7 @@ impl ServiceMonitor {
             uptime: state.uptime(),
             metrics: Calls::global().read(&calls),
             pool,
-            breaker: circuit.map(|circuit| CircuitReport {
-                circuit,
-                failure_ratio: None,
-                slow_call_ratio: None,
-            }),
+            breaker: circuit.map(CircuitReport::of),
             reason: state.reason(),
             checked_at: last.map(|last| last.ended.shown),
         };
@@ -124,9 +123,9 @@ impl ServiceMonitor {
     /// The name under which calls to the service are counted.
     pub(crate) fn calls_name(&self) -> Arc<str> {
         let plan = &self.watched.plan;
-        plan.check
-            .breaker()
-            .map_or_else(|| Arc::clone(&plan.name), |breaker| Arc::clone(breaker.name()))
+        let pipeline = plan.check.pipeline().map(|pipeline| Arc::clone(pipeline.name()));
+        let breaker = || plan.check.breaker().map(|breaker| Arc::clone(breaker.name()));
+        pipeline.or_else(breaker).unwrap_or_else(|| Arc::clone(&plan.name))
     }
 
     async fn check(&self) {
@@ -236,21 +235,4 @@ pub struct ServiceHealth {
     /// When the last check ended.
     #[serde(skip)]
     pub checked_at: Option<Timestamp>,
-}
-
-/// A breaker, with what it costs more than a look to know. Its JSON is a value of
-/// `/health/circuit-breakers`.
-#[derive(Clone, Debug, Serialize)]
-#[non_exhaustive]
-pub struct CircuitReport {
-    /// The breaker at this moment.
-    #[serde(flatten)]
-    pub circuit: CircuitSnapshot,
-    /// The share of attempts that failed, 0 to 1: in the breaker's window; where it has none, within
-    /// the last minute and `None` below 20 attempts.
-    #[serde(serialize_with = "json::ratio")]
-    pub failure_ratio: Option<f64>,
-    /// The share of slow attempts in the breaker's window, 0 to 1; `None` where the breaker does not judge slowness.
-    #[serde(serialize_with = "json::ratio")]
-    pub slow_call_ratio: Option<f64>,
 }

@@ -16,12 +16,14 @@ pub const MAX_NAMES: usize = 256;
 
 /// Labels.
 pub mod label {
-    /// The name of a pipeline, breaker, retry policy or bulkhead.
+    /// The name of a pipeline, or of one of its layers.
     pub const NAME: &str = "name";
-    /// How a call or an attempt ended.
+    /// How a call, an attempt or a hedge ended.
     pub const KIND: &str = "kind";
     /// A state, where a gauge has one series per state.
     pub const STATE: &str = "state";
+    /// The layer that refused.
+    pub const LAYER: &str = "layer";
     /// The state that was left.
     pub const FROM: &str = "from";
     /// The state that was entered.
@@ -34,7 +36,7 @@ pub mod label {
     pub const SEVERITY: &str = "severity";
     /// The handler of an alert.
     pub const HANDLER: &str = "handler";
-    /// How a notification ended.
+    /// How a notification or an exchange ended.
     pub const OUTCOME: &str = "outcome";
     /// The kind of server, such as `postgresql`.
     pub const DB_SYSTEM_NAME: &str = "db_system_name";
@@ -109,13 +111,15 @@ families! {
     CONNECTION_USE_TIME = "db_client_connection_use_time_seconds", Histogram, Seconds,
         "Time a connection was borrowed.";
     CIRCUIT_STATE = "resilience_circuit_breaker_state", Gauge, Count,
-        "1 for the state that a circuit breaker is in, 0 for the others.";
+        "Circuit breakers of a name by their state: of one, 1 for the state that it is in, 0 for the others.";
     CIRCUIT_CALLS = "resilience_circuit_breaker_calls_total", Counter, Count,
         "Attempts that a circuit breaker let through, by how they ended.";
     CIRCUIT_NOT_PERMITTED = "resilience_circuit_breaker_not_permitted_calls_total", Counter, Count,
         "Attempts that a circuit breaker refused.";
     CIRCUIT_TRANSITIONS = "resilience_circuit_breaker_transitions_total", Counter, Count,
         "Changes of state of a circuit breaker.";
+    CIRCUIT_ARMINGS = "resilience_circuit_breaker_armings_total", Counter, Count,
+        "Times that what other processes saw armed a circuit breaker, so that one failure opens it.";
     CIRCUIT_FAILURE_RATIO = "resilience_circuit_breaker_failure_ratio", Gauge, Percent,
         "Share of attempts that failed, 0 to 1: in the breaker's window, or within the last minute where it has none; absent below the minimum of attempts.";
     CIRCUIT_SLOW_CALL_RATIO = "resilience_circuit_breaker_slow_call_ratio", Gauge, Percent,
@@ -126,10 +130,22 @@ families! {
         "Attempts made by all calls.";
     RETRY_BUDGET_EXHAUSTED = "resilience_retry_budget_exhausted_total", Counter, Count,
         "Retries that were due but exceeded the budget.";
+    RETRY_BUDGET_BALANCE = "resilience_retry_budget_balance", Gauge, Count,
+        "Retries and hedges that the budget would still pay for.";
+    HEDGES = "resilience_hedges_total", Counter, Count,
+        "Hedges of late answers: those started, those that won, and those that the budget refused.";
     BULKHEAD_AVAILABLE = "resilience_bulkhead_available_concurrent_calls", Gauge, Count,
-        "Calls that a bulkhead would still let in.";
+        "Calls that a bulkhead or adaptive limit would still let in.";
     BULKHEAD_MAX = "resilience_bulkhead_max_allowed_concurrent_calls", Gauge, Count,
-        "Calls that a bulkhead lets in at once.";
+        "Calls that a bulkhead or adaptive limit lets in at once, as of now.";
+    BULKHEAD_CALLS = "resilience_bulkhead_calls", Gauge, Count,
+        "Calls that have a place in a bulkhead or adaptive limit, and those that wait for one.";
+    THROTTLE_REJECTION_RATIO = "resilience_throttle_rejection_ratio", Gauge, Percent,
+        "Share of attempts that a throttle refuses, 0 to 1.";
+    REFUSALS = "resilience_refusals_total", Counter, Count,
+        "Calls and attempts that a layer refused without asking the service.";
+    OPINION_EXCHANGES = "resilience_opinion_exchanges_total", Counter, Count,
+        "Exchanges with other processes of what circuits are open, by whether the store answered.";
     HEALTH_STATUS = "external_service_health_status", Gauge, Count,
         "1 for the health status that a service has, 0 for the others.";
     HEALTH_CHECK_DURATION = "external_service_health_check_duration_seconds", Histogram, Seconds,

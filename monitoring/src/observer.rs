@@ -5,9 +5,10 @@ use std::time::Duration;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use metrics::{Counter, Histogram, Label, SharedString, counter, histogram};
-use resilience_core::{Backend, CallOutcome, CircuitState, Event, Observe};
+use resilience_core::{Backend, CallOutcome, Event, Observe};
 
 use crate::capped::Capped;
+use crate::counters::{CircuitCounters, LayerCounters, PoolMeters};
 use crate::names::{self, OTHER, label};
 
 /// Operations that one name may have before the rest become [`OTHER`].
@@ -23,8 +24,10 @@ const MAX_OPERATIONS: usize = 32;
 #[derive(Debug)]
 pub struct MetricsObserver {
     calls: Capped<CallMeters>,
-    circuits: Capped<Transitions>,
+    circuits: Capped<CircuitCounters>,
+    layers: Capped<LayerCounters>,
     pools: Capped<PoolMeters>,
+    exchanges: [OnceLock<Counter>; 2],
 }
 
 impl MetricsObserver {
@@ -33,8 +36,10 @@ impl MetricsObserver {
     pub fn new() -> Self {
         Self {
             calls: Capped::new(CallMeters::new),
-            circuits: Capped::new(Transitions::new),
+            circuits: Capped::new(CircuitCounters::new),
+            layers: Capped::new(LayerCounters::new),
             pools: Capped::new(PoolMeters::new),
+            exchanges: Default::default(),
         }
     }
 
@@ -46,6 +51,12 @@ impl MetricsObserver {
             // Handles with the old labels must go.
             calls.operations.store(Arc::default());
         });
+    }
+
+    fn exchanged(&self, answered: bool) -> &Counter {
+        let outcome = if answered { "answered" } else { "failed" };
+        self.exchanges[usize::from(answered)]
+            .get_or_init(|| counter!(names::OPINION_EXCHANGES, label::OUTCOME => outcome))
     }
 }
 
@@ -64,9 +75,25 @@ impl Observe for MetricsObserver {
             Event::RetryBudgetExhausted { name, .. } => {
                 self.calls.with(name, |calls| calls.budget_exhausted().increment(1));
             }
-            Event::CircuitTransition { name, from, to, .. } => {
-                self.circuits.with(name, |circuit| circuit.counter(from, to).increment(1));
+            Event::HedgeStarted { name } => {
+                self.calls.with(name, |calls| calls.hedges(Hedged::Started).increment(1));
             }
+            Event::HedgeWon { name } => {
+                self.calls.with(name, |calls| calls.hedges(Hedged::Won).increment(1));
+            }
+            Event::HedgeRefused { name } => {
+                self.calls.with(name, |calls| calls.hedges(Hedged::Refused).increment(1));
+            }
+            Event::Refused { name, layer } => {
+                self.layers.with(name, |layers| layers.refusals(layer).increment(1));
+            }
+            Event::CircuitTransition { name, from, to, .. } => {
+                self.circuits.with(name, |circuit| circuit.transitions(from, to).increment(1));
+            }
+            Event::CircuitArmed { name } => {
+                self.circuits.with(name, |circuit| circuit.armings().increment(1));
+            }
+            Event::OpinionsExchanged { answered } => self.exchanged(answered).increment(1),
             Event::ConnectionCreated { pool, elapsed, .. } => {
                 self.pools.with(pool, |pool| pool.create.record(elapsed));
             }
@@ -93,6 +120,15 @@ struct CallMeters {
     kinds: [OnceLock<Counter>; 4],
     attempts: OnceLock<Counter>,
     budget_exhausted: OnceLock<Counter>,
+    hedges: [OnceLock<Counter>; 3],
+}
+
+/// What became of a hedge.
+#[derive(Clone, Copy)]
+enum Hedged {
+    Started,
+    Won,
+    Refused,
 }
 
 impl CallMeters {
@@ -104,6 +140,7 @@ impl CallMeters {
             kinds: Default::default(),
             attempts: OnceLock::new(),
             budget_exhausted: OnceLock::new(),
+            hedges: Default::default(),
         }
     }
 
@@ -139,6 +176,17 @@ impl CallMeters {
     fn budget_exhausted(&self) -> &Counter {
         self.budget_exhausted.get_or_init(
             || counter!(names::RETRY_BUDGET_EXHAUSTED, label::NAME => self.name.clone()),
+        )
+    }
+
+    fn hedges(&self, hedged: Hedged) -> &Counter {
+        let kind = match hedged {
+            Hedged::Started => "started",
+            Hedged::Won => "won",
+            Hedged::Refused => "refused",
+        };
+        self.hedges[hedged as usize].get_or_init(
+            || counter!(names::HEDGES, label::NAME => self.name.clone(), label::KIND => kind),
         )
     }
 
@@ -202,49 +250,10 @@ impl Operation {
     }
 }
 
-/// The changes of state of one breaker.
-#[derive(Debug)]
-struct Transitions {
-    name: SharedString,
-    counters: [[OnceLock<Counter>; 3]; 3],
-}
-
-impl Transitions {
-    fn new(name: &Arc<str>) -> Self {
-        Self { name: SharedString::from(Arc::clone(name)), counters: Default::default() }
-    }
-
-    fn counter(&self, from: CircuitState, to: CircuitState) -> &Counter {
-        self.counters[from as usize][to as usize].get_or_init(|| {
-            counter!(names::CIRCUIT_TRANSITIONS, label::NAME => self.name.clone(), label::FROM => from.as_str(), label::TO => to.as_str())
-        })
-    }
-}
-
-/// The times of one pool.
-#[derive(Debug)]
-struct PoolMeters {
-    create: Histogram,
-    wait: Histogram,
-    used: Histogram,
-    timeouts: Counter,
-}
-
-impl PoolMeters {
-    fn new(pool: &Arc<str>) -> Self {
-        let labels = [(label::POOL, Arc::clone(pool))];
-        Self {
-            create: histogram!(names::CONNECTION_CREATE_TIME, &labels),
-            wait: histogram!(names::CONNECTION_WAIT_TIME, &labels),
-            used: histogram!(names::CONNECTION_USE_TIME, &labels),
-            timeouts: counter!(names::CONNECTION_TIMEOUTS, &labels),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use metrics_exporter_prometheus::PrometheusBuilder;
+    use resilience_core::{CircuitState, RefusingLayer};
 
     use super::*;
 
@@ -309,6 +318,32 @@ mod tests {
     }
 
     #[test]
+    fn layers_without_end_make_no_series_without_end() {
+        let text = rendered(|observer| {
+            for tenant in 0..1000 {
+                let name = Arc::from(format!("tenant-{tenant}"));
+                for layer in RefusingLayer::ALL {
+                    observer.on_event(&Event::Refused { name: &name, layer });
+                }
+                observer.on_event(&Event::HedgeStarted { name: &name });
+                observer.on_event(&Event::CircuitArmed { name: &name });
+            }
+        });
+        for (family, each) in [
+            (names::REFUSALS, RefusingLayer::ALL.len()),
+            (names::HEDGES, 1),
+            (names::CIRCUIT_ARMINGS, 1),
+        ] {
+            let series = text.lines().filter(|line| line.starts_with(&format!("{family}{{")));
+            assert_eq!(series.count(), each * (names::MAX_NAMES + 1), "{family}");
+        }
+        for layer in RefusingLayer::ALL.map(RefusingLayer::as_str) {
+            let line = format!(r#"resilience_refusals_total{{name="_OTHER",layer="{layer}"}} 744"#);
+            assert!(text.contains(&line), "{line} is missing in\n{text}");
+        }
+    }
+
+    #[test]
     fn operations_without_end_make_no_series_without_end() {
         let name = Arc::from("database");
         let text = rendered(|observer| {
@@ -338,6 +373,14 @@ mod tests {
             observer.on_event(&Event::RetryBudgetExhausted { name: &name });
             let (from, to) = (CircuitState::Closed, CircuitState::Open);
             observer.on_event(&Event::CircuitTransition { name: &name, from, to, generation: 1 });
+            for from in CircuitState::ALL {
+                let to = CircuitState::ForcedOpen;
+                let change = Event::CircuitTransition { name: &name, from, to, generation: 2 };
+                observer.on_event(&change);
+            }
+            observer.on_event(&Event::CircuitArmed { name: &name });
+            observer.on_event(&Event::OpinionsExchanged { answered: true });
+            observer.on_event(&Event::OpinionsExchanged { answered: false });
         });
         for line in [
             r#"db_client_connection_create_time_seconds_count{db_client_connection_pool_name="cache"} 1"#,
@@ -346,6 +389,10 @@ mod tests {
             r#"db_client_connection_timeouts_total{db_client_connection_pool_name="cache"} 1"#,
             r#"resilience_retry_budget_exhausted_total{name="cache"} 1"#,
             r#"resilience_circuit_breaker_transitions_total{name="cache",from="closed",to="open"} 1"#,
+            r#"resilience_circuit_breaker_transitions_total{name="cache",from="metrics_only",to="forced_open"} 1"#,
+            r#"resilience_circuit_breaker_armings_total{name="cache"} 1"#,
+            r#"resilience_opinion_exchanges_total{outcome="answered"} 1"#,
+            r#"resilience_opinion_exchanges_total{outcome="failed"} 1"#,
         ] {
             assert!(text.contains(line), "{line} is missing in\n{text}");
         }

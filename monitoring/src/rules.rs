@@ -189,9 +189,10 @@ impl AlertRule for CircuitOpened {
             self.seen.insert(Arc::clone(breaker), (circuit.state, circuit.generation));
             let missed = before.get(breaker).is_some_and(|(state, generation)| {
                 // From closed to closed it must have been open in between, but for a switch thrown by hand.
+                // One that was let go and made anew counts from 0 again.
                 *state == CircuitState::Closed
                     && circuit.state == CircuitState::Closed
-                    && *generation != circuit.generation
+                    && circuit.generation > *generation
             });
             let open = circuit.state.refuses() || missed;
             let subject = services.get(breaker).copied().unwrap_or(breaker);

@@ -20,7 +20,7 @@ use crate::summary::overall;
 use crate::wall_clock::Clock;
 use crate::{
     Alert, AlertRule, CircuitReport, HealthSummary, InvalidMonitoring, Metrics, Readiness,
-    ReadinessPolicy, ReadyStatus, Service, ServiceHealth, ServiceMonitor, defaults,
+    ReadinessPolicy, ReadyStatus, Service, ServiceHealth, ServiceMonitor, circuits, defaults,
 };
 
 /// When to ask again while starting or draining.
@@ -110,7 +110,7 @@ impl Shared {
         let monitors = self.monitors();
         let mut services: BTreeMap<_, _> =
             monitors.iter().map(|monitor| (Arc::clone(monitor.name()), monitor.health())).collect();
-        let circuit_breakers = self.circuits(&mut services);
+        let circuit_breakers = self.circuits(&monitors, &mut services);
         HealthSummary {
             overall_health: overall(services.values()),
             version: self.setup.version.clone(),
@@ -125,28 +125,28 @@ impl Shared {
     /// Every breaker of the process, with its failure ratio, which is filled in at `services` too.
     fn circuits(
         &self,
+        monitors: &[ServiceMonitor],
         services: &mut BTreeMap<Arc<str>, ServiceHealth>,
     ) -> BTreeMap<Arc<str>, CircuitReport> {
+        let mut breakers = CircuitRegistry::global().all();
+        for breaker in monitors.iter().filter_map(|monitor| monitor.plan().check.breaker()) {
+            if !breakers.iter().any(|known| known.is_same(&breaker)) {
+                breakers.push(breaker);
+            }
+        }
+        let mut reports = circuits::by_name(breakers);
         let now = Instant::now();
         let mut ratios = lock(&self.ratios);
-        let mut judge = |report: &mut CircuitReport| {
+        for report in reports.values_mut() {
             ratios.sample(&report.circuit, now);
-            report.failure_ratio =
-                report.circuit.failure_ratio.or_else(|| ratios.of(&report.circuit));
-            report.slow_call_ratio = report.circuit.slow_call_ratio;
-            (Arc::clone(&report.circuit.name), report.clone())
-        };
-        let of_services: BTreeMap<_, _> = services
-            .values_mut()
-            .filter_map(|service| service.breaker.as_mut())
-            .map(&mut judge)
-            .collect();
-        let others = CircuitRegistry::global().all().into_iter().map(|breaker| {
-            let circuit = breaker.snapshot();
-            judge(&mut CircuitReport { circuit, failure_ratio: None, slow_call_ratio: None })
-        });
-        // Of two with one name, a service's is the one to show.
-        others.chain(of_services).collect()
+            report.failure_ratio = report.failure_ratio.or_else(|| ratios.of(&report.circuit));
+        }
+        drop(ratios);
+        for own in services.values_mut().filter_map(|service| service.breaker.as_mut()) {
+            let of_all = || reports.get(&own.circuit.name)?.failure_ratio;
+            own.failure_ratio = own.failure_ratio.or_else(of_all);
+        }
+        reports
     }
 
     pub(crate) fn readiness(&self, begun: bool) -> Readiness {
@@ -226,8 +226,10 @@ impl Shared {
         let mut gauges = lock(&self.gauges);
         for monitor in self.monitors() {
             if let Some(health) = summary.services.get(monitor.name()) {
-                let bulkhead = monitor.plan().check.bulkhead();
-                gauges.service(monitor.name(), &monitor.calls_name(), health, bulkhead.as_ref());
+                let check = &monitor.plan().check;
+                let (bulkhead, pipeline) = (check.bulkhead(), check.pipeline());
+                let service = gauges.service(monitor.name(), &monitor.calls_name(), health);
+                service.layers(bulkhead.as_ref(), pipeline.as_ref());
             }
         }
         gauges.circuits(summary.circuit_breakers.values());

@@ -28,7 +28,7 @@ pub struct HealthSummary {
     /// The alerts that fire.
     pub alerts: Vec<Alert>,
     /// Every breaker of the process by name: those of the services and those of the
-    /// [`CircuitRegistry`](resilience_core::CircuitRegistry).
+    /// [`CircuitRegistry`](resilience_core::CircuitRegistry). Those with one name are told together.
     #[serde(skip)]
     pub circuit_breakers: BTreeMap<Arc<str>, CircuitReport>,
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use monitoring::{MetricsObserver, MonitoringManager};
-use resilience_core::{CallOutcome, CircuitState, Event, add_observer, emit};
+use resilience_core::{CallOutcome, CircuitState, Event, RefusingLayer, add_observer, emit};
 
 /// Everything that can happen to a call, its circuit and its connection.
 fn everything_happens(name: &Arc<str>) {
@@ -18,6 +18,16 @@ fn everything_happens(name: &Arc<str>) {
     emit(&Event::RetryBudgetExhausted { name });
     let (from, to) = (CircuitState::Closed, CircuitState::Open);
     emit(&Event::CircuitTransition { name, from, to, generation: 1 });
+    for layer in RefusingLayer::ALL {
+        emit(&Event::Refused { name, layer });
+    }
+    emit(&Event::HedgeStarted { name });
+    emit(&Event::HedgeWon { name });
+    emit(&Event::HedgeRefused { name });
+    emit(&Event::CircuitArmed { name });
+    for answered in [true, false] {
+        emit(&Event::OpinionsExchanged { answered });
+    }
     emit(&Event::ConnectionCreated { pool: name, elapsed });
     emit(&Event::ConnectionAcquired { pool: name, waited: elapsed });
     emit(&Event::ConnectionReleased { pool: name, used: elapsed });

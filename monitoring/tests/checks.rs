@@ -102,8 +102,8 @@ async fn one_that_hangs_holds_up_no_other() {
     assert_eq!(manager.get_health_summary().overall_health, Degraded);
 }
 
-#[tokio::test(start_paused = true)]
-async fn a_pause_of_this_process_is_not_blamed_on_the_service() {
+/// The first check of its `database` was answered; one failure makes that unhealthy.
+async fn one_second_into_a_check_that_hangs() -> MonitoringManager {
     let database = Puppet::that(Does::Answer);
     let service = Service::critical("database", database.clone()).fall(1).jitter(0.0);
     let manager = MonitoringManager::builder().add_service(service).build().unwrap();
@@ -112,6 +112,12 @@ async fn a_pause_of_this_process_is_not_blamed_on_the_service() {
     database.now(Does::Hang);
     pass(secs(2)).await;
     assert_eq!(database.looks().len(), 2, "a check is in flight");
+    manager
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pause_of_this_process_is_not_blamed_on_the_service() {
+    let manager = one_second_into_a_check_that_hangs().await;
     tokio::time::advance(secs(600)).await;
     pass(Duration::from_millis(10)).await;
     let health = manager.service("database").unwrap();
@@ -123,14 +129,7 @@ async fn a_pause_of_this_process_is_not_blamed_on_the_service() {
 
 #[tokio::test(start_paused = true)]
 async fn a_check_that_lost_much_of_its_time_to_a_blocked_runtime_does_not_count() {
-    let database = Puppet::that(Does::Answer);
-    let service = Service::critical("database", database.clone()).fall(1).jitter(0.0);
-    let manager = MonitoringManager::builder().add_service(service).build().unwrap();
-    manager.start();
-    pass(secs(29)).await;
-    database.now(Does::Hang);
-    pass(secs(2)).await;
-    assert_eq!(database.looks().len(), 2, "a check is in flight");
+    let manager = one_second_into_a_check_that_hangs().await;
     // It is cut off on time, after five seconds: two of them were not the service's.
     tokio::time::advance(secs(2)).await;
     pass(secs(4)).await;

@@ -6,8 +6,9 @@ use std::time::Duration;
 
 pub use crate::limit_algorithm::LimitAlgorithm;
 use crate::limit_algorithm::{Estimate, Sample};
-use crate::places::{Home, Line, Places};
-use crate::{BulkheadFull, Deadline, InvalidSetting, Outcome, Rejections};
+use crate::observe::RefusingLayer;
+use crate::places::{Home, Line, NamedPlaces};
+use crate::{BulkheadFull, Deadline, InvalidSetting, Outcome, Rejections, heartbeat};
 
 /// A limit on calls in flight that follows what the service can take. Cheap to clone: clones share it.
 ///
@@ -35,8 +36,8 @@ pub struct AdaptiveLimit {
 
 #[derive(Debug)]
 struct Shared {
-    name: Arc<str>,
-    places: Places,
+    places: NamedPlaces,
+    max: u32,
     /// That of the estimate, for those who are admitted.
     generation: AtomicU32,
     estimate: Mutex<Estimate>,
@@ -58,7 +59,7 @@ impl AdaptiveLimit {
     /// Its name.
     #[must_use]
     pub fn name(&self) -> &Arc<str> {
-        &self.shared.name
+        &self.shared.places.name
     }
 
     /// Takes a place if one is free and nobody waits for it. Finding none counts as no rejection.
@@ -81,10 +82,7 @@ impl AdaptiveLimit {
     /// to it goes to the next.
     #[inline]
     pub async fn acquire(&self, deadline: Deadline) -> Result<AdaptivePlace<'_>, BulkheadFull> {
-        if !self.shared.places.try_take() {
-            // Boxed, so that who need not wait does not carry the size of a timer.
-            Box::pin(self.shared.queue(deadline)).await?;
-        }
+        self.shared.places.acquire(deadline).await?;
         Ok(AdaptivePlace::new(Home::Lent(&self.shared)))
     }
 
@@ -101,9 +99,7 @@ impl AdaptiveLimit {
         &self,
         deadline: Deadline,
     ) -> Result<AdaptivePlace<'static>, BulkheadFull> {
-        if !self.shared.places.try_take() {
-            Box::pin(self.shared.queue(deadline)).await?;
-        }
+        self.shared.places.acquire(deadline).await?;
         Ok(AdaptivePlace::new(Home::Shared(Arc::clone(&self.shared))))
     }
 
@@ -111,6 +107,12 @@ impl AdaptiveLimit {
     #[must_use]
     pub fn limit(&self) -> usize {
         self.shared.places.limit()
+    }
+
+    /// The highest that the limit may become.
+    #[must_use]
+    pub fn max(&self) -> usize {
+        self.shared.max as usize
     }
 
     /// How many calls are in flight.
@@ -125,7 +127,7 @@ impl AdaptiveLimit {
         self.shared.places.waiting()
     }
 
-    /// The longest wait for a place.
+    /// The longest wait for a place; zero where none may wait.
     #[must_use]
     pub fn wait(&self) -> Duration {
         self.shared.places.wait()
@@ -139,13 +141,6 @@ impl AdaptiveLimit {
 }
 
 impl Shared {
-    async fn queue(&self, deadline: Deadline) -> Result<(), BulkheadFull> {
-        self.places.take(deadline).await.map_err(|reason| {
-            let (name, limit) = (Arc::clone(&self.name), self.places.limit());
-            BulkheadFull { name, limit, reason }
-        })
-    }
-
     /// Learns from an attempt that still has its place.
     fn add(&self, sample: Sample) {
         let mut estimate = match self.estimate.try_lock() {
@@ -164,7 +159,7 @@ impl Shared {
         self.places.set_limit(limit);
         self.generation.store(estimate.generation(), Ordering::Relaxed);
         drop(estimate);
-        tracing::debug!(target: "shared_external::adaptive", name = %self.name, limit, "limit changed");
+        tracing::debug!(target: "shared_external::adaptive", name = %self.places.name, limit, "limit changed");
     }
 }
 
@@ -231,10 +226,10 @@ impl AdaptiveLimitBuilder {
         if !(min..=max).contains(&initial) {
             return Err(InvalidSetting::new("initial", initial, "min to max"));
         }
-        let places = Places::new(initial, line.checked()?);
+        let places = NamedPlaces::new(RefusingLayer::Adaptive, name, initial, line.checked()?);
         let estimate = Mutex::new(Estimate::new(algorithm, min, max, initial));
         let generation = AtomicU32::new(0);
-        Ok(AdaptiveLimit { shared: Arc::new(Shared { name, places, generation, estimate }) })
+        Ok(AdaptiveLimit { shared: Arc::new(Shared { places, max, generation, estimate }) })
     }
 }
 
@@ -258,13 +253,17 @@ impl<'a> AdaptivePlace<'a> {
     ///
     /// [`Failure`](Outcome::Failure) is overload: a timeout, or an answer that asks for less. Faults of
     /// the caller, and of the service where they say nothing of its load, are
-    /// [`Excluded`](Outcome::Excluded): neutral, as is [`Cancelled`](Outcome::Cancelled).
+    /// [`Excluded`](Outcome::Excluded): neutral, as is [`Cancelled`](Outcome::Cancelled), and whatever took
+    /// long because this process [stood still](crate::Standstill).
     pub fn settle(self, outcome: Outcome, elapsed: Duration) {
         let overload = match outcome {
             Outcome::Success => false,
             Outcome::Failure => true,
             Outcome::Excluded | Outcome::Cancelled => return,
         };
+        if heartbeat::explains(elapsed) {
+            return;
+        }
         let in_flight = u32::try_from(self.home.places.in_flight()).unwrap_or(u32::MAX);
         self.home.add(Sample { generation: self.generation, in_flight, elapsed, overload });
     }

@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 use crate::circuit::{Circuit, Glance, Pass, Transition};
 use crate::deadline::later;
-use crate::observe::{Event, emit};
+use crate::observe::{Event, RefusingLayer, emit};
 use crate::permit::{Lent, Settle, Watched};
 use crate::{
     AnyError, Blame, CallError, CircuitOpen, Classify, Failed, InvalidSetting, Outcome, Permit,
@@ -123,6 +123,10 @@ impl CircuitBreaker {
     /// # Cancel safety
     ///
     /// As cancel safe as the operation. A dropped call counts as nothing and frees its probe.
+    ///
+    /// # Panics
+    ///
+    /// If the operation does: a failure, which is counted as the panic passes through.
     pub async fn call<T, E, Fut>(&self, operation: impl FnOnce() -> Fut) -> Result<T, CallError<E>>
     where
         Fut: Future<Output = Result<T, E>>,
@@ -139,6 +143,11 @@ impl CircuitBreaker {
     /// # Cancel safety
     ///
     /// As cancel safe as the operation. A dropped call counts as nothing and frees its probe.
+    ///
+    /// # Panics
+    ///
+    /// If the operation does: a failure, which is counted as the panic passes through. If `classifier` does: the call
+    /// counts as nothing.
     pub async fn call_with<T, E, Fut>(
         &self,
         classifier: &impl Classify<E>,
@@ -152,11 +161,15 @@ impl CircuitBreaker {
         settled(lent.expect("nobody else takes it"), classifier, result)
     }
 
-    /// [`call`](Self::call) for an operation that is not a future. A panic inside is a failure.
+    /// [`call`](Self::call) for an operation that is not a future.
     ///
     /// # Errors
     ///
     /// [`CallError::CircuitOpen`], or the operation's own error.
+    ///
+    /// # Panics
+    ///
+    /// If the operation does: a failure, which is counted as the panic passes through.
     #[inline]
     pub fn call_blocking<T, E>(
         &self,
@@ -241,6 +254,12 @@ impl CircuitBreaker {
         self.shared.circuit.arm(None);
     }
 
+    /// Whether both are handles of one circuit.
+    #[must_use]
+    pub fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.shared, &other.shared)
+    }
+
     /// Whether anyone besides the asker holds it: by a clone, or by a permit that is out.
     pub(crate) fn is_held(&self) -> bool {
         Arc::strong_count(&self.shared) > 1
@@ -259,8 +278,10 @@ impl CircuitBreaker {
         let now = Instant::now();
         let refused = self.shared.circuit.refuse_fast(now);
         refused.map_or_else(|| self.admit_at(now), Err).map_err(|retry_after| {
+            let name = &self.shared.name;
             self.shared.counts.add_not_permitted();
-            CircuitOpen { name: Arc::clone(&self.shared.name), retry_after }
+            emit(&Event::Refused { name, layer: RefusingLayer::Breaker });
+            CircuitOpen { name: Arc::clone(name), retry_after }
         })
     }
 
@@ -280,6 +301,11 @@ impl CircuitBreaker {
         if let Some(transition) = self.shared.circuit.settle(pass, outcome, Instant::now) {
             self.announce(transition);
         }
+    }
+
+    /// The number of its state.
+    pub(crate) fn generation(&self) -> u32 {
+        self.shared.circuit.load().generation()
     }
 
     /// Lets the time of an attempt begin `now`.

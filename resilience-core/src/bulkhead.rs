@@ -3,7 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::places::{Home, Line, Places};
+use crate::observe::RefusingLayer;
+use crate::places::{Home, Line, NamedPlaces};
 use crate::{BulkheadFull, Deadline, InvalidSetting};
 
 /// A limit on calls in flight, with a bounded wait for a place. Cheap to clone: clones share the places.
@@ -25,13 +26,7 @@ use crate::{BulkheadFull, Deadline, InvalidSetting};
 /// ```
 #[derive(Clone, Debug)]
 pub struct Bulkhead {
-    shared: Arc<Shared>,
-}
-
-#[derive(Debug)]
-struct Shared {
-    name: Arc<str>,
-    places: Places,
+    places: Arc<NamedPlaces>,
 }
 
 impl Bulkhead {
@@ -43,7 +38,7 @@ impl Bulkhead {
     /// [`InvalidSetting`] for a limit of 0, or a wait above a day.
     pub fn new(
         name: impl Into<Arc<str>>,
-        limit: usize,
+        limit: u32,
         wait: Duration,
     ) -> Result<Self, InvalidSetting> {
         Self::builder(name).limit(limit).wait(wait).build()
@@ -57,14 +52,14 @@ impl Bulkhead {
     /// Its name.
     #[must_use]
     pub fn name(&self) -> &Arc<str> {
-        &self.shared.name
+        &self.places.name
     }
 
     /// Takes a place if one is free and nobody waits for it. Finding none counts as no rejection.
     #[inline]
     #[must_use]
     pub fn try_acquire(&self) -> Option<Place<'_>> {
-        self.shared.places.try_take().then(|| Place { home: Home::Lent(&self.shared) })
+        self.places.try_take().then(|| Place { home: Home::Lent(&self.places) })
     }
 
     /// Takes a place, waiting no longer than the bulkhead and `deadline` allow. The clock is read
@@ -80,11 +75,8 @@ impl Bulkhead {
     /// to it goes to the next.
     #[inline]
     pub async fn acquire(&self, deadline: Deadline) -> Result<Place<'_>, BulkheadFull> {
-        if !self.shared.places.try_take() {
-            // Boxed, so that who need not wait does not carry the size of a timer.
-            Box::pin(self.shared.queue(deadline)).await?;
-        }
-        Ok(Place { home: Home::Lent(&self.shared) })
+        self.places.acquire(deadline).await?;
+        Ok(Place { home: Home::Lent(&self.places) })
     }
 
     /// [`acquire`](Self::acquire) for what outlives a borrow: a stream, a lease, another task.
@@ -97,49 +89,38 @@ impl Bulkhead {
     ///
     /// That of [`acquire`](Self::acquire).
     pub async fn acquire_owned(&self, deadline: Deadline) -> Result<Place<'static>, BulkheadFull> {
-        if !self.shared.places.try_take() {
-            Box::pin(self.shared.queue(deadline)).await?;
-        }
-        Ok(Place { home: Home::Shared(Arc::clone(&self.shared)) })
+        self.places.acquire(deadline).await?;
+        Ok(Place { home: Home::Shared(Arc::clone(&self.places)) })
     }
 
     /// How many calls may be in flight.
     #[must_use]
     pub fn limit(&self) -> usize {
-        self.shared.places.limit()
+        self.places.limit()
     }
 
     /// How many places are free.
     #[must_use]
     pub fn available(&self) -> usize {
-        self.limit().saturating_sub(self.shared.places.in_flight())
+        self.limit().saturating_sub(self.places.in_flight())
     }
 
     /// How many calls wait for a place.
     #[must_use]
     pub fn waiting(&self) -> usize {
-        self.shared.places.waiting()
+        self.places.waiting()
     }
 
-    /// The longest wait for a place.
+    /// The longest wait for a place; zero where none may wait.
     #[must_use]
     pub fn wait(&self) -> Duration {
-        self.shared.places.wait()
+        self.places.wait()
     }
 
     /// Calls turned away since it was made.
     #[must_use]
     pub fn rejected(&self) -> Rejections {
-        self.shared.places.rejected()
-    }
-}
-
-impl Shared {
-    async fn queue(&self, deadline: Deadline) -> Result<(), BulkheadFull> {
-        self.places.take(deadline).await.map_err(|reason| {
-            let (name, limit) = (Arc::clone(&self.name), self.places.limit());
-            BulkheadFull { name, limit, reason }
-        })
+        self.places.rejected()
     }
 }
 
@@ -148,13 +129,13 @@ impl Shared {
 #[must_use]
 pub struct BulkheadBuilder {
     name: Arc<str>,
-    limit: usize,
+    limit: u32,
     line: Line,
 }
 
 impl BulkheadBuilder {
-    /// Calls in flight at once. 1 to `u32::MAX`; default 64.
-    pub fn limit(self, calls: usize) -> Self {
+    /// Calls in flight at once. 1 or more; default 64.
+    pub fn limit(self, calls: u32) -> Self {
         Self { limit: calls, ..self }
     }
 
@@ -179,11 +160,11 @@ impl BulkheadBuilder {
     /// [`InvalidSetting`] for a value out of its range.
     pub fn build(self) -> Result<Bulkhead, InvalidSetting> {
         let Self { name, limit, line } = self;
-        let places = match u32::try_from(limit) {
-            Ok(1..) => Places::new(limit as u32, line.checked()?),
-            _ => return Err(InvalidSetting::new("bulkhead limit", limit, "1 to 4294967295")),
-        };
-        Ok(Bulkhead { shared: Arc::new(Shared { name, places }) })
+        if limit == 0 {
+            return Err(InvalidSetting::new("bulkhead limit", limit, "1 or more"));
+        }
+        let places = NamedPlaces::new(RefusingLayer::Bulkhead, name, limit, line.checked()?);
+        Ok(Bulkhead { places: Arc::new(places) })
     }
 }
 
@@ -191,13 +172,13 @@ impl BulkheadBuilder {
 #[derive(Debug)]
 #[must_use = "dropped at once, it holds nobody back"]
 pub struct Place<'a> {
-    home: Home<'a, Shared>,
+    home: Home<'a, NamedPlaces>,
 }
 
 impl Drop for Place<'_> {
     #[inline]
     fn drop(&mut self) {
-        self.home.places.give_back();
+        self.home.give_back();
     }
 }
 

@@ -53,6 +53,12 @@ impl Chaos {
         ChaosBuilder { name: name.into(), enabled: false, seed: None, plan }
     }
 
+    /// Its name.
+    #[must_use]
+    pub fn name(&self) -> &Arc<str> {
+        &self.shared.name
+    }
+
     /// Lets the attempt pass, delays it, fails it, or both in that order.
     ///
     /// # Errors

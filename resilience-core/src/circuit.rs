@@ -43,6 +43,7 @@ use tokio::time::Instant;
 
 use crate::breaker::CircuitSettings;
 use crate::deadline::later;
+use crate::heartbeat::stood_still;
 use crate::permit::Outcome;
 use crate::sync::{AtomicU64, Mutex, MutexGuard, Ordering, PoisonError, update};
 
@@ -115,8 +116,12 @@ struct Slow {
 #[derive(Debug)]
 struct Probe {
     id: u64,
-    issued: Instant,
+    granted: Instant,
+    lease: Duration,
+    /// `lease` after it was granted, and later if this process stood still.
     expires: Instant,
+    /// When its attempt began: it may have waited for a place of ours.
+    begun: Instant,
 }
 
 impl Circuit {
@@ -192,7 +197,7 @@ impl Circuit {
                     transitions[1] = Some(self.enter(&mut slow, CircuitState::HalfOpen, now));
                 }
                 CircuitState::HalfOpen => {
-                    if let Some(lost) = slow.first_expiry().filter(|expires| *expires <= now) {
+                    if let Some(lost) = slow.first_lost(now) {
                         transitions[0] = Some(self.enter(&mut slow, CircuitState::Open, lost));
                     } else if slow.probes.len() < slow.settings.half_open_max_calls as usize {
                         let mark = slow.issue_probe(now);
@@ -378,7 +383,7 @@ impl Circuit {
         } else if pass.is(Kind::Probe) {
             let mut slow = self.lock();
             if let Some(probe) = slow.probes.iter_mut().find(|probe| probe.id == pass.mark) {
-                probe.issued = now;
+                probe.begun = now;
             }
         }
     }
@@ -398,11 +403,21 @@ impl Slow {
         self.probes.iter().map(|probe| probe.expires).min()
     }
 
+    /// When the first lease ran out that has run out by `now`. Time in which this process stood still is
+    /// added to each: nobody could have given it back.
+    fn first_lost(&mut self, now: Instant) -> Option<Instant> {
+        for probe in self.probes.iter_mut().filter(|probe| probe.expires <= now) {
+            probe.expires = later(probe.granted, probe.lease + stood_still(probe.granted, now));
+        }
+        self.first_expiry().filter(|expires| *expires <= now)
+    }
+
     fn issue_probe(&mut self, now: Instant) -> u64 {
         let id = self.probes_issued;
         self.probes_issued += 1;
-        let expires = later(now, self.settings.probe_lease);
-        self.probes.push(Probe { id, issued: now, expires });
+        let lease = self.settings.probe_lease;
+        let expires = later(now, lease);
+        self.probes.push(Probe { id, granted: now, lease, expires, begun: now });
         id
     }
 }

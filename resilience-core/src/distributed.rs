@@ -29,6 +29,7 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
 use crate::deadline::later;
+use crate::observe::{Event, emit};
 use crate::{CircuitBreaker, CircuitRegistry, CircuitState, Deadline};
 use settings::Settings;
 
@@ -209,6 +210,7 @@ impl Exchange {
         match answer {
             Ok(tallies) => {
                 exchanges.fetch_add(1, Ordering::Relaxed);
+                emit(&Event::OpinionsExchanged { answered: true });
                 if lost.swap(false, Ordering::Relaxed) {
                     tracing::info!(target: "shared_external::distributed", "opinions are exchanged again");
                 }
@@ -217,6 +219,7 @@ impl Exchange {
             }
             Err(error) => {
                 failures.fetch_add(1, Ordering::Relaxed);
+                emit(&Event::OpinionsExchanged { answered: false });
                 if !lost.swap(true, Ordering::Relaxed) {
                     tracing::warn!(target: "shared_external::distributed", %error, "no opinions are exchanged; circuits go by what they see themselves");
                 }
@@ -238,6 +241,7 @@ impl Exchange {
             if *is_new {
                 let Tally { processes, open } = tally;
                 tracing::debug!(target: "shared_external::distributed", name = %breaker.name(), processes, open, "armed: a quorum of processes has this circuit open");
+                emit(&Event::CircuitArmed { name: breaker.name() });
             }
         }
     }

@@ -150,7 +150,8 @@ pub struct Failed<E> {
     pub error: E,
     /// What it means.
     pub verdict: Verdict,
-    /// Attempts made, 1 or more.
+    /// Attempts that the whole call began, 1 or more: those of its hedges are counted with the others (see
+    /// [`Attempt::number`](crate::Attempt::number)), and so is one that was cut off. Where a single layer made the call, 1.
     pub attempts: u32,
     /// Time from the call to this answer; `None` where a single layer made it, for which none reads the clock.
     pub elapsed: Option<Duration>,
@@ -174,7 +175,7 @@ pub struct CircuitOpen {
 pub struct DeadlineExceeded {
     /// The pipeline's name.
     pub name: Arc<str>,
-    /// Attempts made; 0 where the deadline had passed before the first.
+    /// Attempts made, those of hedges among them; 0 where the deadline had passed before the first.
     pub attempts: u32,
     /// Time from the call to this answer.
     pub elapsed: Duration,
@@ -190,7 +191,7 @@ pub struct DeadlineExceeded {
 pub struct AttemptTimeout {
     /// The pipeline's name.
     pub name: Arc<str>,
-    /// Attempts made, this one included.
+    /// Attempts made, this one included, and those of hedges.
     pub attempts: u32,
     /// The time it was given.
     pub limit: Duration,
@@ -279,6 +280,13 @@ impl InvalidSetting {
         allowed: &'static str,
     ) -> Self {
         Self { field, value: format!("{value:?}"), allowed }
+    }
+}
+
+/// For what cannot be invalid where a setting may come in either form.
+impl From<Infallible> for InvalidSetting {
+    fn from(never: Infallible) -> Self {
+        match never {}
     }
 }
 

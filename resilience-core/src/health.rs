@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use serde::{Serialize, Serializer};
 use tokio::time::Instant;
 
-use crate::{Bulkhead, CircuitBreaker, Deadline};
+use crate::{Bulkhead, CircuitBreaker, Deadline, Pipeline};
 
 /// The state of a service's health, from best to worst but for [`Unknown`](Self::Unknown).
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq, Serialize)]
@@ -146,15 +146,21 @@ pub trait HealthCheck: Send + Sync {
         None
     }
 
-    /// The breaker in front of the service, if there is one. Calls to the service are counted under
-    /// the same name.
-    fn breaker(&self) -> Option<CircuitBreaker> {
+    /// The pipeline in front of the service, if there is one: for the figures of its layers. Calls to the
+    /// service are counted under its name.
+    fn pipeline(&self) -> Option<Pipeline> {
         None
     }
 
-    /// The limit on calls in flight to the service, if there is one.
+    /// The breaker in front of the service, if there is one; by default the pipeline's. Where there is
+    /// no pipeline to be seen, calls to the service are counted under the same name.
+    fn breaker(&self) -> Option<CircuitBreaker> {
+        self.pipeline()?.breaker().cloned()
+    }
+
+    /// The limit on calls in flight to the service, if there is one; by default the pipeline's.
     fn bulkhead(&self) -> Option<Bulkhead> {
-        None
+        self.pipeline()?.bulkhead().cloned()
     }
 
     /// What stands behind the service, where that is a database in the widest sense.

@@ -20,6 +20,9 @@ const BEAT: Duration = Duration::from_millis(100);
 /// A beat may be this late and say nothing: timers are exact to a millisecond, and schedulers are busy.
 const TOLERANCE: Duration = Duration::from_millis(25);
 
+/// A timer may be this late and say nothing.
+const LATE: Duration = Duration::from_millis(10);
+
 /// Standstills that are remembered; one that is forgotten counts as none. Were every beat late, they would
 /// reach back a minute.
 const REMEMBERED: usize = 512;
@@ -77,7 +80,8 @@ impl Standstill {
     }
 
     /// How long this process has stood still since then, on the runtime where this is asked. Less than
-    /// 25 ms at a time do not count.
+    /// 25 ms at a time do not count, and of each time up to 100 ms may be missing: it is seen by the beats
+    /// that did not come.
     #[must_use]
     pub fn time(&self) -> Duration {
         stood_still(self.since, Instant::now())
@@ -104,9 +108,22 @@ pub(crate) fn was_fair(since: Instant, now: Instant, limit: Duration) -> bool {
     // Less than a beat may be late is no standstill, though a longer one may have come before it: a runtime
     // that nobody drove until this attempt has had no chance to beat.
     let most = TOLERANCE.max(limit / FAIR_SHARE);
-    // Where one task alone was held up, the runtime goes on beating, but the end comes late.
+    // Where one task alone was held up, or for less than a beat, its own end comes late.
     let late = now.saturating_duration_since(later(since, limit));
-    late <= most && stood_still(since, now) <= most
+    !held_up(late, limit) && stood_still(since, now) <= most
+}
+
+/// Whether what should have ended after `time` has ended so `late` that it says more of this process than
+/// of what it waited for.
+pub(crate) fn held_up(late: Duration, time: Duration) -> bool {
+    late > LATE.max(time / FAIR_SHARE)
+}
+
+/// Whether this process itself explains much of how long something took that ends now, after `elapsed`.
+/// It costs nothing where that is less than a standstill.
+pub(crate) fn explains(elapsed: Duration) -> bool {
+    let since = || Instant::now().checked_sub(elapsed);
+    elapsed > TOLERANCE && since().is_some_and(|since| Standstill::since(since).excuses())
 }
 
 /// How much of the time from `since` to `now` this process stood still.

@@ -17,7 +17,9 @@ use serde::Serialize;
 use tokio::time::{Instant, sleep_until};
 
 use crate::deadline::{FAR, later};
-use crate::latency::{RecentLatency, held_up};
+use crate::heartbeat::held_up;
+use crate::latency::RecentLatency;
+use crate::observe::{Event, emit};
 use crate::{Deadline, InvalidSetting, RetryBudget};
 
 /// Samples before a learned delay is known.
@@ -122,6 +124,11 @@ impl Hedge {
     /// # Cancel safety
     ///
     /// As cancel safe as the operation: dropping the future drops whatever is in flight.
+    ///
+    /// # Panics
+    ///
+    /// If the operation does: the panic passes through, and drops whatever else is in flight. Also outside a tokio
+    /// runtime with timers, unless the answer is ready at once.
     pub async fn run<T, E, Fut>(&self, operation: impl FnMut(u32) -> Fut) -> Result<T, E>
     where
         Fut: Future<Output = Result<T, E>>,
@@ -175,6 +182,7 @@ impl Hedge {
             if let Some(End { output, by_hedge }) = turn.await {
                 if by_hedge {
                     counts.won.fetch_add(1, Ordering::Relaxed);
+                    emit(&Event::HedgeWon { name });
                 }
                 return output;
             }
@@ -195,10 +203,12 @@ impl Hedge {
                 started += 1;
                 counts.started.fetch_add(1, Ordering::Relaxed);
                 tracing::debug!(target: "shared_external::hedge", %name, number = started, ?delay, "answer is late; asking once more");
+                emit(&Event::HedgeStarted { name });
                 race.hedges.push(Box::pin(operation(started)));
             } else {
                 counts.refused.fetch_add(1, Ordering::Relaxed);
                 tracing::debug!(target: "shared_external::hedge", %name, ?delay, "answer is late; budget exhausted");
+                emit(&Event::HedgeRefused { name });
             }
         }
     }
@@ -221,7 +231,7 @@ enum DelaySetting {
 }
 
 impl HedgeBuilder {
-    /// The name under which logs speak of it; default `hedge`. Within a pipeline, the pipeline's counts.
+    /// The name under which events and logs speak of it; default `hedge`. Within a pipeline, the pipeline's counts.
     pub fn name(self, name: impl Into<Arc<str>>) -> Self {
         Self { name: name.into(), ..self }
     }

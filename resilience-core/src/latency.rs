@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
-use crate::InvalidSetting;
+use crate::{InvalidSetting, heartbeat};
 
 /// Samples in the window. Above the 99th percentile that leaves ten.
 const WINDOW: usize = 1024;
@@ -65,6 +65,9 @@ impl RecentLatency {
 
     /// Takes in one sample, in place of the oldest; says whether it was time to look at the window.
     pub(crate) fn record(&self, elapsed: Duration) -> bool {
+        if heartbeat::explains(elapsed) {
+            return false;
+        }
         let before = self.recorded.fetch_add(1, Ordering::Relaxed);
         self.samples[before as usize % WINDOW].store(bucket(elapsed) + 1, Ordering::Relaxed);
         let recorded = before + 1;
@@ -102,12 +105,6 @@ impl RecentLatency {
         }
         low
     }
-}
-
-/// Whether it was this process that was late, and not an answer, which may be waiting to be read: a
-/// timer itself came `late` by a quarter of its `time`, and by more than its tick can explain.
-pub(crate) fn held_up(late: Duration, time: Duration) -> bool {
-    late > (time / 4).max(Duration::from_millis(10))
 }
 
 impl fmt::Debug for RecentLatency {

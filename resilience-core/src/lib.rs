@@ -8,6 +8,21 @@
 //!          → bulkhead or adaptive limit → attempt timeout → chaos → operation
 //! ```
 //!
+//! Where to begin:
+//!
+//! - [`Pipeline::builder`] puts layers around a call of yours; [`Pipeline::optional_service`] has them chosen.
+//! - [`Call`] says whether a call may be made twice, and how long it may take: above that stands the surrounding
+//!   [`Deadline`].
+//! - [`Classify`] says what your errors mean; [`AnyError`] takes each for a failure of the service.
+//! - [`CallError`] is what comes back where there is no value: `is_unavailable` tells an outage from a refused request.
+//! - [`Observe`] sees what happens; each layer tells its own figures ([`Pipeline::breaker`] and its like).
+//!
+//! Each layer works alone too. Whatever waits needs a tokio runtime with timers, and panics outside one.
+//!
+//! Settings that cannot work are refused, with the field, its value and what is allowed ([`InvalidSetting`]); those that
+//! work but hardly as meant are told ([`Unwise`]). Settings that count calls are `u32`, what is kept in memory and
+//! figures of the moment `usize`, counters `u64`.
+//!
 //! What several rooms need to agree on lives here as plain nouns: [`Verdict`], [`Deadline`],
 //! [`Endpoint`], [`Health`], [`Event`].
 
@@ -89,7 +104,7 @@ pub use health::{Backend, Health, HealthCheck, HealthStatus, PoolStatus};
 pub use heartbeat::Standstill;
 pub use hedge::{Hedge, HedgeBuilder, HedgeCounts};
 pub use keyed::{KeyedBreakers, KeyedBreakersBuilder};
-pub use observe::{CallOutcome, Event, Observe, add_observer, emit};
+pub use observe::{CallOutcome, Event, Observe, RefusingLayer, add_observer, emit};
 pub use permit::{Outcome, Permit};
 pub use pipeline::{Attempt, Call, Pipeline, PipelineBuilder, Unwise};
 pub use polling::Polling;

@@ -18,7 +18,9 @@ thread_local! {
 /// How a pipeline that retries has ended.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Inner {
+    /// With an answer, or one in its place, or without an attempt.
     Answered,
+    /// With its last attempt.
     GaveUp,
 }
 

@@ -18,6 +18,35 @@ static COUNT: AtomicUsize = AtomicUsize::new(0);
 ///
 /// It is called on the caller's thread: keep it short, allocate nothing, lock nothing per call.
 /// One that panics or calls back changes nothing for the call it saw.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use std::sync::Arc;
+/// use std::sync::atomic::{AtomicU64, Ordering};
+/// use resilience_core::{AnyError, Call, Event, Observe, Pipeline, add_observer};
+///
+/// #[derive(Default)]
+/// struct Failures(AtomicU64);
+///
+/// impl Observe for Failures {
+///     fn on_event(&self, event: &Event<'_>) {
+///         if let Event::CallEnded { outcome, .. } = event
+///             && outcome.is_error()
+///         {
+///             self.0.fetch_add(1, Ordering::Relaxed);
+///         }
+///     }
+/// }
+///
+/// let failures = Arc::new(Failures::default());
+/// add_observer(failures.clone());
+/// let pipeline = Pipeline::builder("payments").build()?;
+/// for answer in [Ok("paid"), Err(std::fmt::Error)] {
+///     let _ = pipeline.run(Call::read(), &AnyError, |_| async { answer }).await;
+/// }
+/// assert_eq!(failures.0.load(Ordering::Relaxed), 1);
+/// # Ok(()) }
+/// ```
 pub trait Observe: Send + Sync {
     /// Takes note of `event`.
     fn on_event(&self, event: &Event<'_>);
@@ -57,6 +86,25 @@ pub fn emit(event: &Event<'_>) {
 }
 
 /// Something that happened to a call, a circuit or a pool. Names are those given at construction.
+///
+/// It borrows what it tells of: an observer copies out what it keeps. There may be more kinds of them in time.
+///
+/// ```
+/// use std::sync::Arc;
+/// use resilience_core::{CircuitState, Event};
+///
+/// fn line(event: &Event<'_>) -> Option<String> {
+///     match event {
+///         Event::CircuitTransition { name, to, .. } => Some(format!("{name} is {}", to.as_str())),
+///         Event::RetryBudgetExhausted { name } => Some(format!("{name} may not repeat")),
+///         _ => None,
+///     }
+/// }
+///
+/// let (from, to) = (CircuitState::Closed, CircuitState::Open);
+/// let opened = Event::CircuitTransition { name: &Arc::from("mail"), from, to, generation: 1 };
+/// assert_eq!(line(&opened).unwrap(), "mail is open");
+/// ```
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Event<'a> {
@@ -84,6 +132,39 @@ pub enum Event<'a> {
     RetryBudgetExhausted {
         /// The pipeline's or policy's name.
         name: &'a Arc<str>,
+    },
+    /// A layer refused a call or an attempt: nothing was sent.
+    Refused {
+        /// The layer's name.
+        name: &'a Arc<str>,
+        /// What it is.
+        layer: RefusingLayer,
+    },
+    /// An answer was late, and the call was made once more beside it.
+    HedgeStarted {
+        /// The pipeline's or hedge's name.
+        name: &'a Arc<str>,
+    },
+    /// Of all answers to a call, that of a hedge was the first.
+    HedgeWon {
+        /// The pipeline's or hedge's name.
+        name: &'a Arc<str>,
+    },
+    /// An answer was late, but the budget had nothing left for a hedge.
+    HedgeRefused {
+        /// The pipeline's or hedge's name.
+        name: &'a Arc<str>,
+    },
+    /// A quorum of processes has a circuit open: for a while, one failure opens it here too. Not told
+    /// again while that is renewed.
+    CircuitArmed {
+        /// The breaker's name.
+        name: &'a Arc<str>,
+    },
+    /// This process told others what it thinks of its circuits, and asked what they think.
+    OpinionsExchanged {
+        /// Whether the store answered.
+        answered: bool,
     },
     /// A call through a pipeline ended, or its future was dropped.
     CallEnded {
@@ -126,6 +207,48 @@ pub enum Event<'a> {
     },
 }
 
+/// A layer that may refuse a call or an attempt, in words fit for a label.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+pub enum RefusingLayer {
+    /// A [`LoadShedder`](crate::LoadShedder).
+    Shed,
+    /// A `RateLimiter`.
+    RateLimit,
+    /// A [`CircuitBreaker`](crate::CircuitBreaker).
+    Breaker,
+    /// A [`Throttle`](crate::Throttle).
+    Throttle,
+    /// A [`Bulkhead`](crate::Bulkhead).
+    Bulkhead,
+    /// An [`AdaptiveLimit`](crate::AdaptiveLimit).
+    Adaptive,
+}
+
+impl RefusingLayer {
+    /// Every one, the outermost first, in the order of the enum.
+    pub const ALL: [Self; 6] = [
+        Self::Shed,
+        Self::RateLimit,
+        Self::Breaker,
+        Self::Throttle,
+        Self::Bulkhead,
+        Self::Adaptive,
+    ];
+
+    /// The word for it, in snake case.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Shed => "shed",
+            Self::RateLimit => "rate_limit",
+            Self::Breaker => "breaker",
+            Self::Throttle => "throttle",
+            Self::Bulkhead => "bulkhead",
+            Self::Adaptive => "adaptive",
+        }
+    }
+}
+
 /// How a call ended, in words fit for a label.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 pub enum CallOutcome {
@@ -133,7 +256,7 @@ pub enum CallOutcome {
     Success,
     /// The service refused it: the caller's fault.
     CallerError,
-    /// The service failed it.
+    /// The service failed it, or the operation panicked: both are failures to a breaker.
     ServiceError,
     /// This process failed it.
     LocalError,
@@ -143,7 +266,7 @@ pub enum CallOutcome {
     CircuitOpen,
     /// This process refused it: no place, too much load, too high a rate, or draining.
     Rejected,
-    /// The caller dropped it, or it panicked.
+    /// The caller dropped it, or a classifier panicked.
     Cancelled,
 }
 

@@ -8,7 +8,7 @@ use pin_project_lite::pin_project;
 use tokio::time::Instant;
 
 use crate::circuit::Pass;
-use crate::{CircuitBreaker, ThrottlePermit};
+use crate::{CircuitBreaker, CircuitOpen, ThrottlePermit};
 
 /// How an attempt ended, as far as the breaker cares.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
@@ -111,9 +111,15 @@ impl<'a> Lent<'a> {
         Self { breaker, pass, outcome: Outcome::Cancelled }
     }
 
-    /// Lets the time of the attempt begin `now`: it had to wait for a place of ours.
-    pub(crate) fn restart(&mut self, now: Instant) {
-        self.breaker.restart(&mut self.pass, now);
+    /// Lets the attempt begin `now`: it had to wait for a place of ours. The circuit is asked again if
+    /// it has changed meanwhile.
+    pub(crate) fn restart(&mut self, now: Instant) -> Result<(), CircuitOpen> {
+        if self.breaker.generation() == self.pass.generation() {
+            self.breaker.restart(&mut self.pass, now);
+        } else {
+            *self = self.breaker.lend()?;
+        }
+        Ok(())
     }
 }
 
@@ -125,8 +131,13 @@ impl Drop for Lent<'_> {
 }
 
 /// What can say how an attempt ended.
-pub(crate) trait Settle {
+pub(crate) trait Settle: Sized {
     fn settle(self, outcome: Outcome);
+
+    /// Settles an attempt that panicked.
+    fn panicked(self) {
+        self.settle(Outcome::Failure);
+    }
 }
 
 impl Settle for Permit {
@@ -168,7 +179,7 @@ pin_project! {
         fn drop(this: Pin<&mut Self>) {
             let this = this.project();
             if let Some(permit) = this.permit.take().filter(|_| *this.polling) {
-                permit.settle(Outcome::Failure);
+                permit.panicked();
             }
         }
     }

@@ -13,6 +13,7 @@ mod attempts;
 mod builder;
 mod call;
 mod limit;
+mod parts;
 mod record;
 
 use std::future::Future;
@@ -26,7 +27,7 @@ use crate::Chaos;
 #[cfg(feature = "rate-limit")]
 use crate::RateLimiter;
 use crate::deadline::later;
-use crate::gate::Gate;
+use crate::gate::{Gate, Inside};
 use crate::nesting::{self, Inner};
 use crate::observe::CallOutcome;
 use crate::{
@@ -69,7 +70,7 @@ struct Layers {
     gate: Gate,
     shedder: Option<LoadShedder>,
     #[cfg(feature = "rate-limit")]
-    rate_limit: Option<RateLimiter>,
+    rate_limiter: Option<RateLimiter>,
     hedge: Option<Hedge>,
     /// Whether hedges have a budget that no retry deposits in.
     hedge_pays_itself: bool,
@@ -128,24 +129,6 @@ impl Pipeline {
         &self.layers.name
     }
 
-    /// Its breaker, if it has one.
-    #[must_use]
-    pub fn breaker(&self) -> Option<&CircuitBreaker> {
-        match &self.layers.guard {
-            Some(Guard::Breaker(breaker)) => Some(breaker),
-            Some(Guard::Throttle(_)) | None => None,
-        }
-    }
-
-    /// Its bulkhead, if it has one.
-    #[must_use]
-    pub fn bulkhead(&self) -> Option<&Bulkhead> {
-        match &self.layers.limit {
-            Some(Limit::Fixed(bulkhead)) => Some(bulkhead),
-            Some(Limit::Adaptive(_)) | None => None,
-        }
-    }
-
     /// What its settings, or its use, have of what is only unwise.
     #[must_use]
     pub fn unwise(&self) -> Vec<Unwise> {
@@ -167,6 +150,13 @@ impl Pipeline {
     ///
     /// Dropping the future drops the attempt in flight, frees its place and its probe, and moves no
     /// count of the breaker. Whether the service executes what was sent to it is the operation's affair.
+    ///
+    /// # Panics
+    ///
+    /// Where `operation` or `classifier` does, and the panic passes through: to breaker, throttle and observers, an
+    /// attempt whose operation panicked is a [`Failure`](crate::Outcome::Failure), one whose classifier did is
+    /// [`Cancelled`](crate::Outcome::Cancelled). Its place is free, and what else the call has in flight is dropped. Also outside a tokio runtime with timers, where there
+    /// is something to wait for.
     pub fn run<T, E, F, Fut>(
         &self,
         call: Call,
@@ -182,30 +172,7 @@ impl Pipeline {
         async move {
             // It is out once its end was told, not before.
             let inside = layers.gate.enter();
-            let mut record = Record::new(&layers.name, call, layers.deadline);
-            if inside.is_none() {
-                record.outcome = CallOutcome::Rejected;
-                return Err(Draining { name: Arc::clone(&layers.name) }.into());
-            }
-            let result = match layers.shed(call.rank) {
-                Err(ended) => Err(ended),
-                Ok(admitted) => {
-                    let result = layers.call(classifier, &mut operation, &record).await;
-                    if let Some(admitted) = admitted
-                        && let Err(ended) = &result
-                        && matches!(ended.error, CallError::BulkheadFull(_))
-                    {
-                        admitted.refused_behind();
-                    }
-                    result
-                }
-            };
-            record.end(result.as_ref().err().map(|ended| &ended.error));
-            if layers.retry.max_retries() > 0 {
-                let end = if result.is_ok() { Inner::Answered } else { Inner::GaveUp };
-                nesting::tell_the_outer(end);
-            }
-            result.map_err(|ended| ended.error)
+            layers.run(inside.as_ref(), &call, classifier, &mut operation).await
         }
     }
 
@@ -219,6 +186,10 @@ impl Pipeline {
     /// # Cancel safety
     ///
     /// That of [`run`](Self::run).
+    ///
+    /// # Panics
+    ///
+    /// As [`run`](Self::run) does: a panic is no case for a fallback.
     pub async fn run_or_value<T, E, F, Fut>(
         &self,
         call: Call,
@@ -231,7 +202,10 @@ impl Pipeline {
         Fut: Future<Output = Result<T, E>>,
     {
         match self.run(call, classifier, operation).await {
-            Err(error) if error.is_unavailable() => Ok(value),
+            Err(error) if error.is_unavailable() => {
+                self.layers.tell_the_outer(Inner::Answered);
+                Ok(value)
+            }
             result => result,
         }
     }
@@ -248,11 +222,15 @@ impl Pipeline {
     /// # Cancel safety
     ///
     /// That of [`run`](Self::run), and that of the fallback.
+    ///
+    /// # Panics
+    ///
+    /// As [`run`](Self::run) does, which is no case for a fallback; and where `fallback` does.
     pub async fn run_or<T, E, F, Fut, Alt, AltErr>(
         &self,
         call: Call,
         classifier: &impl Classify<E>,
-        operation: F,
+        mut operation: F,
         fallback: impl FnOnce(CallError<E>) -> Alt,
     ) -> Result<T, AltErr>
     where
@@ -264,13 +242,19 @@ impl Pipeline {
         let started = Instant::now();
         let whole = call.deadline.unwrap_or_else(|| self.layers.deadline_from(started)).inherited();
         let half = whole.half(started);
-        match self.run(call.by(half), classifier, operation).await {
+        let inside = self.layers.gate.enter();
+        let call = call.by(half);
+        match self.layers.run(inside.as_ref(), &call, classifier, &mut operation).await {
             Ok(value) => Ok(value),
             Err(error) if error.is_unavailable() => {
                 tracing::debug!(target: "shared_external::pipeline", name = %self.layers.name, "falling back");
                 let attempts = error.attempts();
                 let falling_back = whole.scope(async { fallback(error).await });
-                timeout_at(whole.instant(), falling_back).await.unwrap_or_else(|_| {
+                let answer = timeout_at(whole.instant(), falling_back).await;
+                if matches!(answer, Ok(Ok(_))) {
+                    self.layers.tell_the_outer(Inner::Answered);
+                }
+                answer.unwrap_or_else(|_| {
                     let name = Arc::clone(&self.layers.name);
                     let elapsed = started.elapsed();
                     let blame = Blame::Local; // The fallback is the application's own.
@@ -302,6 +286,49 @@ impl Layers {
         Deadline::at(later(started, self.deadline))
     }
 
+    /// One call of one that is `inside`, and what is told of it.
+    async fn run<T, E, Fut>(
+        &self,
+        inside: Option<&Inside<'_>>,
+        call: &Call,
+        classifier: &impl Classify<E>,
+        operation: &mut impl FnMut(Attempt) -> Fut,
+    ) -> Result<T, CallError<E>>
+    where
+        Fut: Future<Output = Result<T, E>>,
+    {
+        let mut record = Record::new(&self.name, call, self.deadline);
+        if inside.is_none() {
+            record.outcome = CallOutcome::Rejected;
+            return Err(Draining { name: Arc::clone(&self.name) }.into());
+        }
+        let mut result = match self.shed(call.rank) {
+            Err(ended) => Err(ended),
+            Ok(admitted) => {
+                let result = self.call(classifier, operation, &record).await;
+                if let Some(admitted) = admitted
+                    && let Err(ended) = &result
+                    && matches!(ended.error, CallError::BulkheadFull(_))
+                {
+                    admitted.refused_behind();
+                }
+                result
+            }
+        };
+        record.end(result.as_mut().err().map(|ended| &mut ended.error));
+        // What was never attempted has repeated nothing.
+        let gave_up = result.is_err() && record.attempts() > 0;
+        self.tell_the_outer(if gave_up { Inner::GaveUp } else { Inner::Answered });
+        result.map_err(|ended| ended.error)
+    }
+
+    /// Tells the pipeline around this one how a call ended, if this one retries.
+    fn tell_the_outer(&self, end: Inner) {
+        if self.retry.max_retries() > 0 {
+            nesting::tell_the_outer(end);
+        }
+    }
+
     /// Leave to begin a call at all, if it must ask for it.
     #[inline]
     fn shed<E>(&self, rank: Option<Rank>) -> Result<Option<ShedGuard<'_>>, Ended<E>> {
@@ -313,7 +340,7 @@ impl Layers {
         }
     }
 
-    /// One call that was not shed, to its end.
+    /// The layers of one call that was not shed.
     async fn call<T, E, Fut>(
         &self,
         classifier: &impl Classify<E>,
@@ -326,7 +353,7 @@ impl Layers {
         #[cfg_attr(not(feature = "rate-limit"), expect(unused_mut, reason = "nothing waits"))]
         let mut now = record.started;
         #[cfg(feature = "rate-limit")]
-        if let Some(limiter) = &self.rate_limit {
+        if let Some(limiter) = &self.rate_limiter {
             limiter.acquire(record.deadline).await.map_err(refused)?;
             now = Instant::now();
         }

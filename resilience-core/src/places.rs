@@ -22,8 +22,9 @@ use std::time::Duration;
 
 use tokio::time::timeout_at;
 
+use crate::observe::{Event, RefusingLayer, emit};
 use crate::sync::{AtomicU32, AtomicU64, Mutex, MutexGuard, Ordering, PoisonError};
-use crate::{Deadline, FullReason, InvalidSetting, Rejections};
+use crate::{BulkheadFull, Deadline, FullReason, InvalidSetting, Rejections};
 
 /// One more in the queue; those in flight are counted below it.
 const ONE_WAITING: u64 = 1 << 32;
@@ -117,8 +118,9 @@ impl Places {
         waiting(self.word.load(Ordering::Relaxed)) as usize
     }
 
+    /// The longest that anyone waits for a place.
     pub(crate) fn wait(&self) -> Duration {
-        self.wait
+        if self.max_waiting == 0 { Duration::ZERO } else { self.wait }
     }
 
     pub(crate) fn rejected(&self) -> Rejections {
@@ -259,6 +261,44 @@ impl Line {
 impl Default for Line {
     fn default() -> Self {
         Self { max_waiting: 1024, wait: Duration::from_secs(5) }
+    }
+}
+
+/// Places under a name, which whoever gets none of them is told.
+#[derive(Debug)]
+pub(crate) struct NamedPlaces {
+    pub(crate) name: Arc<str>,
+    layer: RefusingLayer,
+    places: Places,
+}
+
+impl NamedPlaces {
+    pub(crate) fn new(layer: RefusingLayer, name: Arc<str>, limit: u32, line: Line) -> Self {
+        Self { name, layer, places: Places::new(limit, line) }
+    }
+
+    /// Takes a place, reading the clock only if it must wait. An `Ok` owes a
+    /// [`give_back`](Places::give_back).
+    #[inline]
+    pub(crate) async fn acquire(&self, deadline: Deadline) -> Result<(), BulkheadFull> {
+        if self.try_take() {
+            return Ok(());
+        }
+        // Boxed, so that who need not wait does not carry the size of a timer.
+        Box::pin(self.take(deadline)).await.map_err(|reason| {
+            emit(&Event::Refused { name: &self.name, layer: self.layer });
+            let (name, limit) = (Arc::clone(&self.name), self.limit());
+            BulkheadFull { name, limit, reason }
+        })
+    }
+}
+
+impl Deref for NamedPlaces {
+    type Target = Places;
+
+    #[inline]
+    fn deref(&self) -> &Places {
+        &self.places
     }
 }
 

@@ -14,6 +14,7 @@ use governor::middleware::NoOpMiddleware;
 use governor::state::{InMemoryState, NotKeyed};
 use tokio::time::{Instant, sleep_until};
 
+use crate::observe::{Event, RefusingLayer, emit};
 use crate::places::{LONGEST_WAIT, Line, Places};
 use crate::{Deadline, InvalidSetting, RateLimited};
 
@@ -159,6 +160,7 @@ impl Shared {
 
     fn reject(&self, retry_after: Duration) -> RateLimited {
         self.rejected.fetch_add(1, Ordering::Relaxed);
+        emit(&Event::Refused { name: &self.name, layer: RefusingLayer::RateLimit });
         RateLimited { name: Arc::clone(&self.name), retry_after }
     }
 }

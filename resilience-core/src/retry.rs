@@ -88,6 +88,11 @@ impl RetryPolicy {
     /// # Cancel safety
     ///
     /// As cancel safe as the operation.
+    ///
+    /// # Panics
+    ///
+    /// If `operation` or `retryable` does: a panic is not repeated. Also outside a tokio runtime with timers, where
+    /// there is a wait.
     pub async fn run<T, E, Fut>(
         &self,
         mut operation: impl FnMut() -> Fut,
@@ -117,6 +122,10 @@ impl RetryPolicy {
     /// # Errors
     ///
     /// The last error of the operation.
+    ///
+    /// # Panics
+    ///
+    /// If `operation` or `retryable` does: a panic is not repeated.
     pub fn run_blocking<T, E>(
         &self,
         mut operation: impl FnMut() -> Result<T, E>,

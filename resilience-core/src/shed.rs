@@ -8,9 +8,10 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::meter::Meter;
+use crate::observe::{Event, RefusingLayer, emit};
 use crate::prioritizer::INTERVAL;
 use crate::priority::LEVELS;
-use crate::{Bulkhead, InvalidSetting, Prioritizer, Priority, Rank};
+use crate::{AdaptiveLimit, Bulkhead, InvalidSetting, Prioritizer, Priority, Rank};
 
 /// Sheds load by priority in front of one limiter. Cheap to clone.
 ///
@@ -31,7 +32,7 @@ use crate::{Bulkhead, InvalidSetting, Prioritizer, Priority, Rank};
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 ///
-/// In front of a bulkhead, whose queue is then the pressure:
+/// In front of a bulkhead or an adaptive limit, whose queue is then the pressure:
 ///
 /// ```
 /// # use std::time::Duration;
@@ -61,7 +62,17 @@ enum Source {
     Watched(Box<dyn Fn() -> Load + Send + Sync>),
 }
 
-/// What a limiter has to do.
+/// What a limiter has to do: for a [`Bulkhead`] and an [`AdaptiveLimit`], `Load::from` tells.
+///
+/// ```
+/// use resilience_core::{AdaptiveLimit, Load};
+///
+/// let limit = AdaptiveLimit::builder("search").initial(20).build()?;
+/// let place = limit.try_acquire();
+/// assert_eq!(Load::from(&limit), Load { taken: 1, limit: 20 });
+/// # drop(place);
+/// # Ok::<(), resilience_core::InvalidSetting>(())
+/// ```
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Load {
     /// Requests that it works on or that wait for it.
@@ -77,6 +88,13 @@ impl From<&Bulkhead> for Load {
     }
 }
 
+/// The limit is the one of the moment: more may be at work for a while after it has shrunk.
+impl From<&AdaptiveLimit> for Load {
+    fn from(limit: &AdaptiveLimit) -> Self {
+        Self { taken: limit.in_flight() + limit.waiting(), limit: limit.limit() }
+    }
+}
+
 impl LoadShedder {
     /// A shedder that is its own measure: what it has admitted and has not ended, beside `limit`
     /// (1 or more), the number of requests that can be worked on at once.
@@ -87,12 +105,12 @@ impl LoadShedder {
     pub fn new(
         name: impl Into<Arc<str>>,
         prioritizer: &Prioritizer,
-        limit: usize,
+        limit: u32,
     ) -> Result<Self, InvalidSetting> {
         if !(1..=1 << 31).contains(&limit) {
             return Err(InvalidSetting::new("shedder limit", limit, "1 to 2147483648"));
         }
-        Ok(Self::with_source(name.into(), prioritizer, Source::Own(limit)))
+        Ok(Self::with_source(name.into(), prioritizer, Source::Own(limit as usize)))
     }
 
     /// A shedder in front of the limiter whose load `load` tells. It is asked once for each request: a
@@ -166,6 +184,7 @@ impl LoadShedder {
                 let priority = rank.priority();
                 meter.refuse(priority);
                 tracing::debug!(target: "shared_external::shed", %name, priority = priority.as_str(), "request shed");
+                emit(&Event::Refused { name, layer: RefusingLayer::Shed });
                 return Err(Shed { name: Arc::clone(name), retry_after: INTERVAL });
             }
         }

@@ -17,6 +17,7 @@ use std::time::Duration;
 use serde::Serialize;
 use tokio::time::Instant;
 
+use crate::observe::{Event, RefusingLayer, emit};
 use crate::{InvalidSetting, Outcome};
 
 /// The window is as many buckets, and slides by one of them.
@@ -121,6 +122,7 @@ impl Throttle {
             window.add(now, false);
             refused.fetch_add(1, Ordering::Relaxed);
             tracing::debug!(target: "shared_external::throttle", %name, probability, "request throttled");
+            emit(&Event::Refused { name, layer: RefusingLayer::Throttle });
             return Err(Throttled { name: Arc::clone(name) });
         }
         Ok(ThrottlePermit::new(self))

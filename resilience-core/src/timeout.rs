@@ -22,6 +22,9 @@ const HOUR: Duration = Duration::from_secs(3600);
 
 /// The limit on one attempt. Cheap to clone: clones learn together.
 ///
+/// A fixed one is made of a [`Duration`] too, by [`TryFrom`]:
+/// [`PipelineBuilder::attempt_timeout`](crate::PipelineBuilder::attempt_timeout) takes either.
+///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// use std::time::Duration;
@@ -104,7 +107,8 @@ impl Timeout {
     }
 
     /// Notes an attempt that had its answer after `elapsed`. Not for errors: one that comes at once
-    /// says nothing of how long an answer takes.
+    /// says nothing of how long an answer takes. What took long because this process
+    /// [stood still](crate::Standstill) teaches nothing.
     pub fn record(&self, elapsed: Duration) {
         if let Limit::Learned(learned) = &self.limit {
             learned.record(elapsed);
@@ -130,6 +134,11 @@ impl Timeout {
     /// # Cancel safety
     ///
     /// As cancel safe as `attempt`. What is dropped before its end teaches nothing.
+    ///
+    /// # Panics
+    ///
+    /// If `attempt` does, and the limit learns nothing; and outside a tokio runtime with timers, unless `attempt` is
+    /// ready at once.
     pub async fn run<T, E>(
         &self,
         attempt: impl Future<Output = Result<T, E>>,
@@ -139,20 +148,28 @@ impl Timeout {
         let limit = until.remaining_at(started);
         let result = Limited::new(until.scope(attempt), until.instant()).await;
         let ended = Instant::now();
-        // What this process itself held up teaches nothing.
-        let fair = heartbeat::was_fair(started, ended, limit);
         if let Some(result) = result {
-            if fair && result.is_ok() {
+            if result.is_ok() {
                 self.record(ended - started);
             }
             return Ok(result);
         }
+        let fair = heartbeat::was_fair(started, ended, limit);
         if fair {
             self.record_timeout(limit);
         }
         tracing::debug!(target: "shared_external::timeout", name = %self.name, ?limit, next = ?self.current(), "attempt cut off");
         let blame = if fair { Blame::Service } else { Blame::Local };
         Err(AttemptTimeout { name: Arc::clone(&self.name), attempts: 1, limit, blame })
+    }
+}
+
+impl TryFrom<Duration> for Timeout {
+    type Error = InvalidSetting;
+
+    /// As [`Timeout::fixed`].
+    fn try_from(limit: Duration) -> Result<Self, InvalidSetting> {
+        Self::fixed(limit)
     }
 }
 

@@ -3,6 +3,18 @@
 use std::time::Duration;
 
 /// The meaning of one error for the breaker, the retry and the fallback.
+///
+/// ```
+/// use std::time::Duration;
+/// use resilience_core::{Replay, Verdict};
+///
+/// // It had no time for the request, did nothing, and says when to come back.
+/// let busy = Verdict::service(Replay::Safe).after(Duration::from_secs(2));
+/// assert!(busy.may_repeat(false));
+/// // The connection broke after the request was sent: only what may be done twice is sent again.
+/// let broken = Verdict::service(Replay::IfIdempotent);
+/// assert_eq!((broken.may_repeat(true), broken.may_repeat(false)), (true, false));
+/// ```
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Verdict {
     /// Whose fault it is.
@@ -49,7 +61,24 @@ impl Verdict {
     }
 }
 
-/// Whose fault an error is.
+/// Whose fault an error is: what a breaker counts against the service, and what a fallback stands in for.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use std::io;
+/// use resilience_core::{Blame, CircuitBreaker, Replay, Verdict};
+///
+/// let breaker = CircuitBreaker::builder("mail").fail_max(1).build()?;
+/// for (blame, opens) in [(Blame::Caller, false), (Blame::Local, false), (Blame::Service, true)] {
+///     let classifier = |_: &io::Error| Verdict { blame, replay: Replay::Never, retry_after: None };
+///     let failing = || async { Err::<(), _>(io::Error::other("not sent")) };
+///     let error = breaker.call_with(&classifier, failing).await.unwrap_err();
+///     // Where the service refused the request, another answer would be a wrong one.
+///     assert_eq!(error.is_unavailable(), blame != Blame::Caller);
+///     assert_eq!(breaker.state().is_open(), opens);
+/// }
+/// # Ok(()) }
+/// ```
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Blame {
     /// The request was wrong, and the service said so: it is alive.
@@ -60,7 +89,33 @@ pub enum Blame {
     Local,
 }
 
-/// Whether an operation may be sent again.
+/// Whether an operation may be sent again, given what is known of its first execution.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread", start_paused = true)] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use resilience_core::{Call, Pipeline, Replay, RetryPolicy, Verdict};
+///
+/// let ledger = Pipeline::builder("ledger").retry(RetryPolicy::builder().max_retries(1).build()?).build()?;
+/// // How often what always fails is sent: as a write, and as one that may be done twice.
+/// for (replay, expected) in [
+///     (Replay::Safe, [2, 2]),
+///     (Replay::Transaction, [2, 2]),
+///     (Replay::IfIdempotent, [1, 2]),
+///     (Replay::Never, [1, 1]),
+/// ] {
+///     for (call, expected) in [Call::write(), Call::write_idempotent()].into_iter().zip(expected) {
+///         let classifier = |_: &std::fmt::Error| Verdict::service(replay);
+///         let mut sent = 0;
+///         let book = |_| {
+///             sent += 1;
+///             async { Err::<(), _>(std::fmt::Error) }
+///         };
+///         ledger.run(call, &classifier, book).await.unwrap_err();
+///         assert_eq!(sent, expected);
+///     }
+/// }
+/// # Ok(()) }
+/// ```
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Replay {
     /// It was not executed.
@@ -84,6 +139,35 @@ impl Replay {
 }
 
 /// Reads errors of type `E`. Each connector has one; any `Fn(&E) -> Verdict` is one too.
+///
+/// ```
+/// use std::time::Duration;
+/// use resilience_core::{Blame, Classify, Replay, Verdict};
+///
+/// enum MailError {
+///     NoSuchAddress,
+///     Busy(Duration),
+///     Disconnected,
+/// }
+///
+/// struct MailClassifier;
+///
+/// impl Classify<MailError> for MailClassifier {
+///     fn verdict(&self, error: &MailError) -> Verdict {
+///         match error {
+///             MailError::NoSuchAddress => Verdict::caller(Replay::Never),
+///             MailError::Busy(wait) => Verdict::service(Replay::Safe).after(*wait),
+///             MailError::Disconnected => Verdict::service(Replay::IfIdempotent),
+///         }
+///     }
+/// }
+///
+/// assert_eq!(MailClassifier.verdict(&MailError::NoSuchAddress).blame, Blame::Caller);
+/// assert!(MailClassifier.verdict(&MailError::Busy(Duration::ZERO)).may_repeat(false));
+/// // As a closure:
+/// let closure = |_: &MailError| Verdict::service(Replay::IfIdempotent);
+/// assert!(!closure.verdict(&MailError::Disconnected).may_repeat(false));
+/// ```
 #[diagnostic::on_unimplemented(
     message = "`{Self}` does not say what an error of type `{E}` means",
     note = "pass `AnyError`, or a closure `|error: &{E}| -> Verdict`"

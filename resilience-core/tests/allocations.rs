@@ -156,8 +156,8 @@ fn pipelines() -> Vec<(&'static str, PipelineBuilder)> {
         ("bare", bare.clone()),
         ("whole", whole()),
         ("throttle", bare.throttle(Throttle::new("counted"))),
-        ("shed", whole().shed(shedder())),
-        ("learned timeout", whole().timeout(learned)),
+        ("shed", whole().shedder(shedder())),
+        ("learned timeout", whole().attempt_timeout(learned)),
     ]
 }
 
@@ -188,7 +188,7 @@ fn a_pipeline_allocates_nothing() {
 
 #[test]
 fn a_rank_and_a_deadline_cost_no_allocation() {
-    let pipeline = whole().shed(shedder()).build().unwrap();
+    let pipeline = whole().shedder(shedder()).build().unwrap();
     let counted = allocations_of_future(async || {
         let deadline = Deadline::within(Duration::from_secs(1));
         let ranked = Call::read().rank(Priority::High).by(deadline);

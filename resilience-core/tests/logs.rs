@@ -1,56 +1,27 @@
 //! Fear: at three in the morning, the debug log does not tell what was tried, when, and why it stopped.
 
-use std::io::Write;
-use std::sync::{Arc, Mutex};
+#[path = "support/log.rs"]
+mod log;
+
 use std::time::Duration;
 
 use resilience_core::{AnyError, Call, CircuitBreaker, Pipeline, RetryPolicy};
-use tracing_subscriber::fmt::MakeWriter;
+
+use log::Log;
 
 #[derive(Debug, thiserror::Error)]
 #[error("refused")]
 struct Refused;
 
-#[derive(Clone, Default)]
-struct Log(Arc<Mutex<Vec<u8>>>);
-
-impl Write for Log {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0.lock().unwrap().extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
-}
-
-impl MakeWriter<'_> for Log {
-    type Writer = Self;
-
-    fn make_writer(&self) -> Self {
-        self.clone()
-    }
-}
-
 #[tokio::test(start_paused = true)]
 async fn the_debug_log_tells_each_attempt_delay_and_change_of_state() {
-    let log = Log::default();
-    let subscriber = tracing_subscriber::fmt()
-        .with_env_filter("shared_external=debug")
-        .with_ansi(false)
-        .without_time()
-        .with_writer(log.clone())
-        .finish();
-    let guard = tracing::subscriber::set_default(subscriber);
+    let log = Log::listen("shared_external=debug");
     let breaker = CircuitBreaker::builder("mail").fail_max(2).build().unwrap();
     let retry =
         RetryPolicy::builder().jitter(false).base_delay(Duration::from_secs(1)).build().unwrap();
     let pipeline = Pipeline::builder("mail").breaker(breaker).retry(retry).build().unwrap();
     pipeline.run(Call::read(), &AnyError, |_| async { Err::<(), _>(Refused) }).await.unwrap_err();
-    drop(guard);
-
-    let text = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
+    let text = log.end();
     let mut lines = text.lines();
     for told in [
         "DEBUG shared_external::pipeline: attempt name=mail operation=\"read\" attempt=1 limit=30s",

@@ -5,8 +5,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use resilience_core::{
-    Bulkhead, Deadline, Load, LoadShedder, Prioritizer, Priority, Rank, ShedGuard,
+    AdaptiveLimit, Bulkhead, Deadline, Load, LoadShedder, Outcome, Prioritizer, Priority, Rank,
+    ShedGuard,
 };
+use tokio::task::JoinSet;
 use tokio::time::{Instant, advance, sleep, sleep_until};
 
 /// A service of `limit` places, each taking `time` a request, behind a shedder.
@@ -19,11 +21,11 @@ struct Service {
 }
 
 impl Service {
-    fn new(limit: usize, time: Duration, prioritizer: &Prioritizer) -> Arc<Self> {
+    fn new(limit: u32, time: Duration, prioritizer: &Prioritizer) -> Arc<Self> {
         Self::with_wait(limit, time, time * 4, prioritizer)
     }
 
-    fn with_wait(limit: usize, time: Duration, wait: Duration, by: &Prioritizer) -> Arc<Self> {
+    fn with_wait(limit: u32, time: Duration, wait: Duration, by: &Prioritizer) -> Arc<Self> {
         let bulkhead = Bulkhead::new("simulated", limit, wait).unwrap();
         let behind = bulkhead.clone();
         let shedder = LoadShedder::watching("simulated", by, move || Load::from(&behind));
@@ -167,6 +169,32 @@ async fn what_one_limiter_must_shed_the_other_sheds_too_but_nothing_critical() {
     assert!(idle.admit(Priority::Critical.level(0)).is_ok());
     assert_eq!((idle.refused(Priority::High), idle.refused(Priority::Critical)), (1, 0));
     assert!(apart.admit(Priority::Background).is_ok());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_limit_that_moves_tells_of_those_who_wait_and_of_what_it_is_now() {
+    let limit = AdaptiveLimit::builder("moving").initial(2).max(9).build().unwrap();
+    let load = |taken, limit| Load { taken, limit };
+    assert_eq!(Load::from(&limit), load(0, 2));
+    let held = [limit.try_acquire().unwrap(), limit.try_acquire().unwrap()];
+    let mut waiting = JoinSet::new();
+    for _ in 0..4 {
+        let limit = limit.clone();
+        let endless = Deadline::within(Duration::MAX);
+        waiting.spawn(async move { drop(limit.acquire_owned(endless).await.unwrap()) });
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(Load::from(&limit), load(6, 2));
+    let watched = limit.clone();
+    let shedder =
+        LoadShedder::watching("moving", &Prioritizer::new(), move || Load::from(&watched));
+    let _held = overload(&shedder, Priority::Normal.level(5), 2).await;
+    assert!(shedder.threshold() > 0, "a queue is no pressure");
+    for place in held {
+        place.settle(Outcome::Failure, Duration::from_secs(1));
+    }
+    waiting.join_all().await;
+    assert_eq!((Load::from(&limit), limit.max()), (load(0, 1), 9));
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,47 +1,25 @@
 //! Fear: settings that contradict each other, or hardly do what was meant, and nobody is told.
 
-use std::io::Write;
-use std::sync::{Arc, Mutex};
+#[path = "support/log.rs"]
+mod log;
+
 use std::time::Duration;
 
 use resilience_core::{
     AdaptiveLimit, AnyError, Bulkhead, Call, CircuitBreaker, InvalidSetting, Pipeline,
     PipelineBuilder, RetryPolicy, Throttle, Timeout, Unwise,
 };
-use tracing_subscriber::fmt::MakeWriter;
+
+use log::Log;
 
 #[derive(Debug, thiserror::Error)]
 #[error("refused")]
 struct Refused;
 
-#[derive(Clone, Default)]
-struct Log(Arc<Mutex<Vec<u8>>>);
+const SECOND: Duration = Duration::from_secs(1);
 
-impl Log {
-    /// How many lines have all of `parts`.
-    fn lines_with(&self, parts: &[&str]) -> usize {
-        let text = String::from_utf8(self.0.lock().unwrap().clone()).unwrap();
-        text.lines().filter(|line| parts.iter().all(|part| line.contains(part))).count()
-    }
-}
-
-impl Write for Log {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0.lock().unwrap().extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
-}
-
-impl MakeWriter<'_> for Log {
-    type Writer = Self;
-
-    fn make_writer(&self) -> Self {
-        self.clone()
-    }
+fn lease(name: &'static str, lease: Duration) -> CircuitBreaker {
+    CircuitBreaker::builder(name).probe_lease(lease).build().unwrap()
 }
 
 fn retrying(name: &'static str) -> Pipeline {
@@ -50,13 +28,7 @@ fn retrying(name: &'static str) -> Pipeline {
 
 #[tokio::test(start_paused = true)]
 async fn each_unwise_setting_is_told_once_by_its_name_and_listed() {
-    let log = Log::default();
-    let subscriber = tracing_subscriber::fmt()
-        .with_env_filter("shared_external=warn")
-        .with_ansi(false)
-        .with_writer(log.clone())
-        .finish();
-    let guard = tracing::subscriber::set_default(subscriber);
+    let log = Log::listen("shared_external=warn");
     let (outer, inner) = (retrying("outer"), retrying("inner"));
     let wide = Pipeline::builder("wide")
         .deadline(Duration::from_secs(30))
@@ -64,9 +36,15 @@ async fn each_unwise_setting_is_told_once_by_its_name_and_listed() {
         .pool_size(10)
         .build()
         .unwrap();
+    let wider = Pipeline::builder("wider")
+        .adaptive_limit(AdaptiveLimit::builder("wider").initial(10).max(11).build().unwrap())
+        .pool_size(10)
+        .build()
+        .unwrap();
+    let lost = Pipeline::builder("lost").breaker(lease("lost", SECOND)).build().unwrap();
     let learned = Pipeline::builder("learned")
         .deadline(Duration::from_secs(20))
-        .timeout(Timeout::learned().build().unwrap())
+        .attempt_timeout(Timeout::learned().build().unwrap())
         .build()
         .unwrap();
     assert!(outer.unwise().is_empty());
@@ -76,22 +54,27 @@ async fn each_unwise_setting_is_told_once_by_its_name_and_listed() {
         let nested = |_| inner.run(Call::read(), &AnyError, |_| async { Ok::<_, Refused>(1) });
         outer.run(Call::read(), &AnyError, nested).await.unwrap();
     }
-    drop(guard);
+    let text = log.end();
     let reaches = Unwise::AttemptTimeoutReachesDeadline;
     assert_eq!(wide.unwise(), [reaches, Unwise::BulkheadWiderThanPool]);
+    assert_eq!(wider.unwise(), [Unwise::BulkheadWiderThanPool]);
+    assert_eq!(lost.unwise(), [Unwise::ProbeOutlivesLease]);
     assert_eq!(learned.unwise(), [reaches]);
     assert_eq!((inner.unwise(), outer.unwise()), (vec![], vec![Unwise::NestedRetries]));
     for (pipeline, word) in [
         ("wide", "attempt_timeout_reaches_deadline"),
         ("wide", "bulkhead_wider_than_pool"),
+        ("wider", "bulkhead_wider_than_pool"),
+        ("lost", "probe_outlives_lease"),
         ("learned", "attempt_timeout_reaches_deadline"),
         ("outer", "nested_retries"),
     ] {
         let name = format!("name={pipeline} ");
-        let told = log.lines_with(&["WARN shared_external::pipeline", &name, word]);
-        assert_eq!(told, 1, "{word} of {pipeline}");
+        let parts = ["WARN shared_external::pipeline", &name, word];
+        let told = text.lines().filter(|line| parts.iter().all(|part| line.contains(part)));
+        assert_eq!(told.count(), 1, "{word} of {pipeline}");
     }
-    assert_eq!(log.lines_with(&[]), 4);
+    assert_eq!(text.lines().count(), 6);
 }
 
 #[tokio::test(start_paused = true)]
@@ -105,7 +88,55 @@ async fn settings_that_are_wise_are_told_nothing() {
     let (once, inner) = (Pipeline::builder("once").build().unwrap(), retrying("inner"));
     let nested = |_| inner.run(Call::read(), &AnyError, |_| async { Ok::<_, Refused>(1) });
     once.run(Call::read(), &AnyError, nested).await.unwrap();
-    assert_eq!((exact.unwise(), once.unwise()), (vec![], vec![]));
+    let limit = AdaptiveLimit::builder("moving").max(10).build().unwrap();
+    let moving = Pipeline::builder("moving").adaptive_limit(limit).pool_size(10).build().unwrap();
+    for wise in [exact, once, moving] {
+        assert_eq!(wise.unwise(), []);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_default_is_unwise() {
+    let breaker = || Pipeline::builder("defaults").breaker(CircuitBreaker::new("defaults"));
+    let bulkhead = Bulkhead::builder("defaults").build().unwrap();
+    let limit = AdaptiveLimit::builder("defaults").build().unwrap();
+    let learned = Timeout::learned().build().unwrap();
+    for defaults in [
+        Pipeline::builder("defaults"),
+        Pipeline::optional_service("defaults"),
+        breaker(),
+        breaker().bulkhead(bulkhead.clone()),
+        breaker().adaptive_limit(limit),
+        breaker().bulkhead(bulkhead).attempt_timeout(learned),
+    ] {
+        assert_eq!(defaults.build().unwrap().unwise(), []);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_probe_that_may_be_taken_for_lost_is_told_to_the_millisecond() {
+    let bulkhead = || Bulkhead::builder("b").wait(4 * SECOND);
+    let limit = || AdaptiveLimit::builder("a").wait(4 * SECOND);
+    let builder = || Pipeline::builder("p").attempt_timeout(6 * SECOND).deadline(30 * SECOND);
+    let learned = || Timeout::learned().max(6 * SECOND).build().unwrap();
+    for (settings, longest) in [
+        (builder(), 6 * SECOND),
+        (builder().attempt_timeout(learned()), 6 * SECOND),
+        (builder().bulkhead(bulkhead().build().unwrap()), 10 * SECOND),
+        (builder().adaptive_limit(limit().build().unwrap()), 10 * SECOND),
+        // Nobody waits where nobody may, nor past the deadline.
+        (builder().bulkhead(bulkhead().queue(0).build().unwrap()), 6 * SECOND),
+        (builder().adaptive_limit(limit().queue(0).build().unwrap()), 6 * SECOND),
+        (builder().bulkhead(bulkhead().build().unwrap()).deadline(8 * SECOND), 8 * SECOND),
+    ] {
+        for (time, told) in [
+            (longest, vec![]),
+            (longest - Duration::from_millis(1), vec![Unwise::ProbeOutlivesLease]),
+        ] {
+            let pipeline = settings.clone().breaker(lease("p", time)).build().unwrap();
+            assert_eq!(pipeline.unwise(), told, "{settings:?}");
+        }
+    }
 }
 
 #[test]
@@ -115,6 +146,11 @@ fn what_contradicts_itself_cannot_be_built() {
     assert_eq!(zero.field, "deadline");
     let zero = refused(Pipeline::builder("zero").attempt_timeout(Duration::ZERO));
     assert_eq!(zero.field, "attempt_timeout");
+    assert_eq!(zero.to_string(), "attempt_timeout is 0ns; allowed: above 0, up to 30 years");
+    let endless = refused(Pipeline::builder("endless").attempt_timeout(Duration::MAX));
+    assert_eq!(endless.field, "attempt_timeout");
+    let zero = refused(Pipeline::builder("zero").pool_size(0));
+    assert_eq!(zero.field, "pool_size");
     let guards = Pipeline::builder("guards").breaker(CircuitBreaker::new("hard"));
     let guards = refused(guards.throttle(Throttle::new("soft")));
     let limits =

@@ -120,6 +120,21 @@ pub(crate) fn hasty(url: &str) -> RedisConfigBuilder {
         .deadline(Duration::from_secs(2))
 }
 
+/// A manager of `server` that lends `lent` connections at once, and is patient with an answer.
+pub(crate) fn lending(server: &RedisServer, lent: u32) -> RedisManager {
+    let config =
+        hasty(&server.url()).max_connections(lent + 1).socket_timeout(Duration::from_secs(5));
+    RedisManager::connect(config.build().unwrap()).unwrap()
+}
+
+/// What the server calls a connection that `redis` lends.
+pub(crate) async fn client_id(redis: &RedisManager) -> u64 {
+    redis
+        .read(|mut conn| async move { Ok(cmd("CLIENT").arg("ID").query_async(&mut conn).await?) })
+        .await
+        .unwrap()
+}
+
 /// The clients that the server sees, `connection` itself left out.
 pub(crate) fn clients(connection: &mut Connection) -> Vec<String> {
     let list: String = cmd("CLIENT").arg("LIST").query(connection).unwrap();

@@ -40,7 +40,7 @@ pub struct CircuitSettings {
     pub reset_timeout_jitter: f64,
     /// Probes that must succeed to close it. 1 or more; default 3.
     pub success_threshold: u32,
-    /// Probes in flight at once while half-open. 1 or more; default 1.
+    /// Probes in flight at once while half-open. 1 to 1,000; default 1.
     pub half_open_max_calls: u32,
     /// How long a probe may take before it counts as failed; in JSON, seconds. Above 0, up to 30 years; default: the reset timeout.
     #[serde(serialize_with = "seconds")]
@@ -154,6 +154,10 @@ impl CircuitSettings {
                 return Err(InvalidSetting::new(field, count, "1 or more"));
             }
         }
+        if self.half_open_max_calls > MOST_PROBES {
+            let probes = self.half_open_max_calls;
+            return Err(InvalidSetting::new("half_open_max_calls", probes, "1 to 1000"));
+        }
         bounded("probe_lease", self.probe_lease)?;
         self.recovery.map_or(Ok(()), |recovery| bounded("recovery", recovery))
     }
@@ -177,6 +181,9 @@ impl CircuitSettings {
         }
     }
 }
+
+/// Probes that may be out at once: whoever is refused looks for the one that ends first.
+const MOST_PROBES: u32 = 1000;
 
 fn bounded(field: &'static str, time: Duration) -> Result<(), InvalidSetting> {
     match time.is_zero() || time > FAR {
@@ -273,7 +280,7 @@ impl CircuitBreakerBuilder {
         self
     }
 
-    /// Probes in flight at once while half-open. 1 or more; default 1.
+    /// Probes in flight at once while half-open. 1 to 1,000; default 1.
     pub fn half_open_max_calls(mut self, probes: u32) -> Self {
         self.settings.half_open_max_calls = probes;
         self

@@ -97,14 +97,14 @@ impl Circuit {
         if self.load().generation() != pass.generation() {
             return None;
         }
-        if let Some(lost) = slow.first_expiry().filter(|expires| *expires <= now) {
+        if let Some(lost) = slow.first_lost(now) {
             // A lease that ran out is a failure even if the answer comes before anyone noticed.
             return Some(self.enter(&mut slow, CircuitState::Open, lost));
         }
         let probe = slow.probes.iter().position(|probe| probe.id == pass.mark)?;
-        let Probe { issued, .. } = slow.probes.swap_remove(probe);
+        let Probe { begun, .. } = slow.probes.swap_remove(probe);
         match outcome {
-            Outcome::Success if self.is_slow(self.nanos(issued), now) => {
+            Outcome::Success if self.is_slow(self.nanos(begun), now) => {
                 Some(self.enter(&mut slow, CircuitState::Open, now))
             }
             Outcome::Success => {

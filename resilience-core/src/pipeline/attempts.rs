@@ -12,7 +12,6 @@ use super::record::Record;
 use super::{Attempt, Guard, Layers};
 use crate::deadline::{Within, later};
 use crate::hedge::Standing;
-use crate::latency::held_up;
 use crate::limited::Limited;
 use crate::nesting::{self, Inner};
 use crate::permit::{Lent, Settle, Watched};
@@ -45,20 +44,18 @@ enum Fate {
     Ended(Verdict, Option<Inner>),
 }
 
-impl<E> End<E> {
-    /// Whether it tells more than the attempt after it, that ended as `fate`. An injected fault says that nothing
-    /// was executed, which is not to be said of one that was cut off.
-    fn outlives(&self, fate: Fate) -> bool {
-        !matches!((&self.error, fate), (CallError::Injected(_), Fate::CutOff))
-    }
-
-    /// The call's last real error, when the attempt after it ended as `fate`.
-    fn outlived(mut self: Box<Self>, fate: Fate) -> Box<Self> {
-        if let (CallError::Inner(failed), Fate::CutOff) = (&mut self.error, fate) {
-            // It may say that nothing was executed; what was cut off may have been.
-            failed.verdict.replay = failed.verdict.replay.or_uncertain();
-        }
-        self
+/// Of the ends of two attempts of one call, the one that tells the caller more.
+fn telling<E>(earlier: Option<Ended<E>>, last: Ended<E>) -> Ended<E> {
+    let made_up = |ended: &Ended<E>| matches!(ended.error, CallError::Injected(_));
+    match earlier {
+        Some(earlier) => match last.attempt {
+            Fate::NotMade => earlier,
+            // A fault that was made up says that nothing was executed; what was cut off may have been.
+            Fate::CutOff if !made_up(&earlier) => earlier,
+            Fate::Ended(..) if made_up(&last) => earlier,
+            Fate::CutOff | Fate::Ended(..) => last,
+        },
+        None => last,
     }
 }
 
@@ -101,13 +98,14 @@ impl Layers {
                 Ok(value) => return Ok(value),
                 Err(ended) => ended,
             };
-            let Fate::Ended(verdict, inner) = ended.attempt else {
-                let fate = ended.attempt;
-                return Err(match last {
-                    Some(last) if last.outlives(fate) => last.outlived(fate),
-                    _ => ended,
-                });
+            let end = ended.attempt;
+            let ended = telling(last.take(), ended);
+            let Fate::Ended(verdict, inner) = end else {
+                return Err(ended);
             };
+            if matches!(verdict.replay, Replay::Safe | Replay::Transaction) {
+                record.was_not_executed();
+            }
             // Waiting for an open circuit would only end in its refusal.
             let may_repeat = verdict.may_repeat(record.idempotent)
                 && !self.guard.as_ref().is_some_and(Guard::is_open)
@@ -133,10 +131,11 @@ impl Layers {
         Fut: Future<Output = Result<T, E>>,
     {
         in_time(*now, record)?;
-        let mut permit = match &self.guard {
+        let permit = match &self.guard {
             Some(guard) => Some(guard.admit()?),
             None => None,
         };
+        let mut running = Running { permit, record };
         let (asked, mut now) = (now, *now);
         let mut place = self.limit.as_ref().and_then(Limit::try_acquire);
         if place.is_none()
@@ -145,8 +144,8 @@ impl Layers {
             place = Some(limit.acquire(record.deadline).await.map_err(refused)?);
             now = Instant::now();
             in_time(now, record)?;
-            if let Some(GuardPermit::Breaker(lent)) = &mut permit {
-                lent.restart(now);
+            if let Some(GuardPermit::Breaker(lent)) = &mut running.permit {
+                lent.restart(now).map_err(refused)?;
             }
         }
         let setting = self.timeout.current();
@@ -159,7 +158,7 @@ impl Layers {
         tracing::debug!(target: "shared_external::pipeline", name = %self.name, operation = record.operation, attempt = attempt.number, limit = ?limit(), "attempt");
         let mut work = pin!(Some(Limited::new(
             Watched::new(
-                Some(&mut permit),
+                Some(&mut running),
                 nesting::listen(Within::new(until, async {
                     #[cfg(feature = "chaos")]
                     if let Some(chaos) = &self.chaos {
@@ -181,8 +180,8 @@ impl Layers {
             }
         };
         match ended {
-            Some((permit, (Ok(value), inner))) => {
-                settle(permit, Outcome::Success);
+            Some((running, (Ok(value), inner))) => {
+                settle(running, Outcome::Success);
                 work.set(None);
                 leave(Outcome::Success);
                 self.hear(inner);
@@ -191,7 +190,7 @@ impl Layers {
                 }
                 Ok(value)
             }
-            Some((permit, (Err(Struck::Inner(error)), inner))) => {
+            Some((running, (Err(Struck::Inner(error)), inner))) => {
                 let mut verdict = classifier.verdict(&error);
                 if verdict.blame == Blame::Service {
                     let ended = Instant::now();
@@ -199,20 +198,22 @@ impl Layers {
                         verdict.blame = Blame::Local;
                     }
                 }
-                settle(permit, verdict.blame.outcome());
+                settle(running, verdict.blame.outcome());
                 work.set(None);
                 // Of errors, only one that asks for time speaks of load.
                 let asks_for_time =
                     verdict.blame == Blame::Service && verdict.retry_after.is_some();
                 leave(if asks_for_time { Outcome::Failure } else { Outcome::Excluded });
                 self.hear(inner);
-                let (attempts, elapsed) = (record.attempts(), Some(record.started.elapsed()));
-                let error = CallError::Inner(Failed { error, verdict, attempts, elapsed });
+                // How much the call as a whole has cost is told at its end.
+                let failed_once =
+                    Failed { error, verdict, attempts: attempt.number, elapsed: None };
+                let error = CallError::Inner(failed_once);
                 Err(failed(error, verdict, inner))
             }
             #[cfg(feature = "chaos")]
-            Some((permit, (Err(Struck::Injected(injected)), _))) => {
-                settle(permit, Outcome::Failure);
+            Some((running, (Err(Struck::Injected(injected)), _))) => {
+                settle(running, Outcome::Failure);
                 work.set(None);
                 leave(Outcome::Excluded);
                 let verdict = injected.verdict();
@@ -226,9 +227,7 @@ impl Layers {
                 let asked = if attempt.number == 1 { record.started } else { *asked };
                 let waited = now - asked;
                 let starved = limit < setting && waited > (waited + limit) / 4;
-                // The heart is too slow to see what befalls a short attempt: its own timer tells.
-                let late = ended.saturating_duration_since(until.instant());
-                let stood_still = held_up(late, limit) || !heartbeat::was_fair(now, ended, limit);
+                let stood_still = !heartbeat::was_fair(now, ended, limit);
                 let outcome = match limit < TOO_SHORT_TO_JUDGE || starved {
                     _ if stood_still => Outcome::Excluded,
                     true => Outcome::Cancelled,
@@ -312,22 +311,33 @@ enum GuardPermit<'a> {
     Throttle(ThrottlePermit<'a>),
 }
 
+/// An attempt that runs: the leave it has, and the call that it is of.
+struct Running<'a> {
+    permit: Option<GuardPermit<'a>>,
+    record: &'a Record<'a>,
+}
+
 /// Settled where it is: what moves from one future to the next costs more than the circuit.
-impl Settle for &mut Option<GuardPermit<'_>> {
+impl Settle for &mut Running<'_> {
     #[inline]
     fn settle(self, outcome: Outcome) {
-        if let Some(GuardPermit::Breaker(lent)) = self {
+        if let Some(GuardPermit::Breaker(lent)) = &mut self.permit {
             lent.outcome = outcome;
-            *self = None;
-        } else if let Some(GuardPermit::Throttle(permit)) = self.take() {
+            self.permit = None;
+        } else if let Some(GuardPermit::Throttle(permit)) = self.permit.take() {
             permit.settle(outcome);
         }
+    }
+
+    fn panicked(self) {
+        self.record.panicked();
+        self.settle(Outcome::Failure);
     }
 }
 
 #[inline]
-fn settle(permit: Option<&mut Option<GuardPermit<'_>>>, outcome: Outcome) {
-    if let Some(permit) = permit {
-        permit.settle(outcome);
+fn settle(running: Option<&mut Running<'_>>, outcome: Outcome) {
+    if let Some(running) = running {
+        running.settle(outcome);
     }
 }

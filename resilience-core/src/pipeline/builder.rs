@@ -17,25 +17,43 @@ use crate::{
 
 const BOUNDS: &str = "above 0, up to 30 years";
 
-/// Settings of a [`Pipeline`] to be.
+/// Settings of a [`Pipeline`] to be. Layers may be named in any order: the pipeline has its own. Of what is
+/// set twice, the last holds.
+///
+/// A layer that is shared by several pipelines, as a clone in each, counts and limits what all of them do.
+///
+/// ```
+/// use std::time::Duration;
+/// use resilience_core::{Bulkhead, Pipeline, RetryPolicy, Timeout, Unwise};
+///
+/// let builder = Pipeline::builder("search")
+///     .attempt_timeout(Timeout::learned().max(Duration::from_secs(3)).build()?)
+///     .bulkhead(Bulkhead::new("search", 64, Duration::from_millis(500))?)
+///     .retry(RetryPolicy::default())
+///     .deadline(Duration::from_secs(10));
+/// assert!(builder.clone().build()?.unwise().is_empty());
+/// let slow = builder.attempt_timeout(Duration::from_secs(10)).build()?;
+/// assert_eq!(slow.unwise(), [Unwise::AttemptTimeoutReachesDeadline]);
+/// # Ok::<(), resilience_core::InvalidSetting>(())
+/// ```
 #[derive(Clone, Debug)]
 #[must_use]
 pub struct PipelineBuilder {
-    pub(super) name: Arc<str>,
-    pub(super) deadline: Duration,
-    pub(super) shedder: Option<LoadShedder>,
+    name: Arc<str>,
+    deadline: Duration,
+    shedder: Option<LoadShedder>,
     #[cfg(feature = "rate-limit")]
-    pub(super) rate_limit: Option<RateLimiter>,
-    pub(super) hedge: Option<Hedge>,
-    pub(super) retry: RetryPolicy,
-    pub(super) breaker: Option<CircuitBreaker>,
-    pub(super) throttle: Option<Throttle>,
-    pub(super) bulkhead: Option<Bulkhead>,
-    pub(super) adaptive_limit: Option<AdaptiveLimit>,
-    pub(super) pool_size: Option<usize>,
-    pub(super) attempt_timeout: Result<Timeout, Duration>,
+    rate_limiter: Option<RateLimiter>,
+    hedge: Option<Hedge>,
+    retry: RetryPolicy,
+    breaker: Option<CircuitBreaker>,
+    throttle: Option<Throttle>,
+    bulkhead: Option<Bulkhead>,
+    adaptive_limit: Option<AdaptiveLimit>,
+    pool_size: Option<u32>,
+    attempt_timeout: Result<Timeout, InvalidSetting>,
     #[cfg(feature = "chaos")]
-    pub(super) chaos: Option<Chaos>,
+    chaos: Option<Chaos>,
 }
 
 impl PipelineBuilder {
@@ -45,7 +63,7 @@ impl PipelineBuilder {
             deadline: Duration::from_secs(60),
             shedder: None,
             #[cfg(feature = "rate-limit")]
-            rate_limit: None,
+            rate_limiter: None,
             hedge: None,
             retry: RetryPolicy::never(),
             breaker: None,
@@ -53,76 +71,108 @@ impl PipelineBuilder {
             bulkhead: None,
             adaptive_limit: None,
             pool_size: None,
-            attempt_timeout: Err(Duration::from_secs(30)),
+            attempt_timeout: Timeout::fixed(Duration::from_secs(30)),
             #[cfg(feature = "chaos")]
             chaos: None,
         }
     }
 
-    /// The time of a call whose caller sets none. Above 0, up to 30 years; default 60 s.
-    pub fn deadline(self, deadline: Duration) -> Self {
-        Self { deadline, ..self }
+    /// How long a call may take, all its attempts and waits and its fallback together, where it has no deadline
+    /// of its own. Above 0, up to 30 years; default 60 s. Set twice, the last holds.
+    ///
+    /// A call's own deadline ([`Call::by`](crate::Call::by)) takes its place, be it nearer or farther. Over
+    /// both stands the surrounding [`Deadline`](crate::Deadline) where that is nearer.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use std::time::Duration;
+    /// use resilience_core::{AnyError, Call, Deadline, Pipeline};
+    ///
+    /// let minute = Duration::from_secs(60);
+    /// let reports = Pipeline::builder("reports").deadline(minute).attempt_timeout(minute / 4).build()?;
+    /// let by_midnight = Call::read().by(Deadline::within(60 * minute)); // An hour, not a minute.
+    /// reports.run(by_midnight, &AnyError, |_| async { Ok::<_, std::io::Error>("the year") }).await?;
+    /// # Ok(()) }
+    /// ```
+    pub fn deadline(self, time: Duration) -> Self {
+        Self { deadline: time, ..self }
     }
 
-    /// What refuses the least important calls first under load; default: nothing.
-    pub fn shed(self, shedder: LoadShedder) -> Self {
+    /// What refuses the least important calls first under load. Default: none; set twice, the last holds.
+    ///
+    /// It counts calls, not attempts. Where it watches the limit behind it, that must be the limit of this
+    /// pipeline: see [`Load`](crate::Load).
+    pub fn shedder(self, shedder: LoadShedder) -> Self {
         Self { shedder: Some(shedder), ..self }
     }
 
-    /// How often the service may be called; a call waits for its turn until its deadline. Default: no limit.
+    /// How many calls may be made in a time; one too many waits for its turn, until its deadline at the longest.
+    /// Default: no limit; set twice, the last holds. It counts calls: retries and hedges pass it no second time.
     #[cfg(feature = "rate-limit")]
-    pub fn rate_limit(self, limiter: RateLimiter) -> Self {
-        Self { rate_limit: Some(limiter), ..self }
+    pub fn rate_limiter(self, limiter: RateLimiter) -> Self {
+        Self { rate_limiter: Some(limiter), ..self }
     }
 
-    /// Sends a call that may be repeated once more while its answer is late; default: never. Retries
-    /// stand inside, so each of the two has its own.
+    /// Sends a call that may be repeated once more while its answer is late. Default: never; set twice, the
+    /// last holds. Retries stand inside: each of the two has as many as the policy allows.
     pub fn hedge(self, hedge: Hedge) -> Self {
         Self { hedge: Some(hedge), ..self }
     }
 
-    /// How often to repeat; default: never.
+    /// How often to repeat what failed, after which waits, within which budget. Default:
+    /// [never](RetryPolicy::never); set twice, the last holds.
     pub fn retry(self, retry: RetryPolicy) -> Self {
         Self { retry, ..self }
     }
 
-    /// The breaker that each attempt asks; default: none.
+    /// The breaker that each attempt asks. Default: none; set twice, the last holds. Beside a
+    /// [`throttle`](Self::throttle), [`build`](Self::build) refuses it.
+    ///
+    /// Its [probe lease](crate::CircuitBreakerBuilder::probe_lease) (default: its reset timeout) should cover the
+    /// wait for a place and the attempt timeout: else that is [reported](Unwise::ProbeOutlivesLease).
     pub fn breaker(self, breaker: CircuitBreaker) -> Self {
         Self { breaker: Some(breaker), ..self }
     }
 
-    /// The soft alternative to a breaker: it refuses a share of the attempts; default: none.
+    /// The soft alternative to a breaker: it refuses a share of the attempts. Default: none; set twice, the
+    /// last holds. Beside a [`breaker`](Self::breaker), [`build`](Self::build) refuses it.
     pub fn throttle(self, throttle: Throttle) -> Self {
         Self { throttle: Some(throttle), ..self }
     }
 
-    /// The limit on attempts in flight; default: none.
+    /// The limit on attempts in flight, and on the wait for a place. Default: none; set twice, the last holds.
+    /// Beside an [`adaptive_limit`](Self::adaptive_limit), [`build`](Self::build) refuses it.
     pub fn bulkhead(self, bulkhead: Bulkhead) -> Self {
         Self { bulkhead: Some(bulkhead), ..self }
     }
 
-    /// A limit on attempts in flight that follows what the service can take, in place of a bulkhead; default: none.
+    /// A limit on attempts in flight that follows what the service can take. Default: none; set twice, the
+    /// last holds. Beside a [`bulkhead`](Self::bulkhead), [`build`](Self::build) refuses it.
     pub fn adaptive_limit(self, limit: AdaptiveLimit) -> Self {
         Self { adaptive_limit: Some(limit), ..self }
     }
 
-    /// How many connections stand behind it. Changes nothing: a bulkhead that is wider lets calls
-    /// wait in a second queue, and is [reported](Unwise::BulkheadWiderThanPool).
-    pub fn pool_size(self, connections: usize) -> Self {
+    /// How many connections stand behind it. 1 or more; default: not known; set twice, the last holds. It
+    /// limits nothing: a bulkhead or an adaptive limit that lets in more is
+    /// [reported](Unwise::BulkheadWiderThanPool).
+    pub fn pool_size(self, connections: u32) -> Self {
         Self { pool_size: Some(connections), ..self }
     }
 
-    /// The time of one attempt. Above 0, up to 30 years; default 30 s.
-    pub fn attempt_timeout(self, attempt_timeout: Duration) -> Self {
-        Self { attempt_timeout: Err(attempt_timeout), ..self }
+    /// How long one attempt may take, the wait for a place not included: a [`Duration`] above 0, up to 30 years,
+    /// or a [`Timeout`] that learns it. Default 30 s; set twice, the last holds.
+    ///
+    /// An attempt never takes longer than what is left of its call. A time that may reach the
+    /// [`deadline`](Self::deadline) is [reported](Unwise::AttemptTimeoutReachesDeadline).
+    pub fn attempt_timeout(self, time: impl TryInto<Timeout, Error: Into<InvalidSetting>>) -> Self {
+        let attempt_timeout = time.try_into().map_err(|error| {
+            let error: InvalidSetting = error.into();
+            InvalidSetting { field: "attempt_timeout", ..error }
+        });
+        Self { attempt_timeout, ..self }
     }
 
-    /// The time of one attempt, fixed or learned from how long attempts take.
-    pub fn timeout(self, timeout: Timeout) -> Self {
-        Self { attempt_timeout: Ok(timeout), ..self }
-    }
-
-    /// Faults and latency on purpose, just before the operation; default: none.
+    /// Faults and latency on purpose, just before the operation. Default: none; set twice, the last holds.
     #[cfg(feature = "chaos")]
     pub fn chaos(self, chaos: Chaos) -> Self {
         Self { chaos: Some(chaos), ..self }
@@ -132,20 +182,17 @@ impl PipelineBuilder {
     ///
     /// # Errors
     ///
-    /// [`InvalidSetting`] for a time of zero or without end, and for two layers of which there can be but one.
+    /// [`InvalidSetting`] for a value out of its range, for a breaker beside a throttle, and for a bulkhead beside an
+    /// adaptive limit.
     pub fn build(self) -> Result<Pipeline, InvalidSetting> {
         let name = self.name;
-        let out_of_bounds = |time: Duration| time.is_zero() || time > FAR;
-        if out_of_bounds(self.deadline) {
+        if self.deadline.is_zero() || self.deadline > FAR {
             return Err(InvalidSetting::new("deadline", self.deadline, BOUNDS));
         }
-        let timeout = match self.attempt_timeout {
-            Ok(timeout) => timeout,
-            Err(limit) if out_of_bounds(limit) => {
-                return Err(InvalidSetting::new("attempt_timeout", limit, BOUNDS));
-            }
-            Err(limit) => Timeout::fixed(limit)?,
-        };
+        if self.pool_size == Some(0) {
+            return Err(InvalidSetting::new("pool_size", 0, "1 or more"));
+        }
+        let timeout = self.attempt_timeout?;
         let guard = match (self.breaker, self.throttle) {
             (Some(breaker), Some(throttle)) => {
                 let both = (breaker.name(), throttle.name());
@@ -173,10 +220,17 @@ impl PipelineBuilder {
         if timeout.longest() >= self.deadline {
             unwise.push(Unwise::AttemptTimeoutReachesDeadline);
         }
-        if let (Some(Limit::Fixed(bulkhead)), Some(connections)) = (&limit, self.pool_size)
-            && bulkhead.limit() > connections
+        if let (Some(limit), Some(connections)) = (&limit, self.pool_size)
+            && limit.most() > connections as usize
         {
             unwise.push(Unwise::BulkheadWiderThanPool);
+        }
+        if let Some(Guard::Breaker(breaker)) = &guard {
+            let wait = limit.as_ref().map_or(Duration::ZERO, Limit::wait);
+            let longest = wait.saturating_add(timeout.longest()).min(self.deadline);
+            if breaker.settings().probe_lease < longest {
+                unwise.push(Unwise::ProbeOutlivesLease);
+            }
         }
         unwise.iter().for_each(|unwise| unwise.report(&name));
         let hedge_pays_itself = self.hedge.as_ref().is_some_and(|hedge| {
@@ -188,7 +242,7 @@ impl PipelineBuilder {
             gate: Gate::default(),
             shedder: self.shedder,
             #[cfg(feature = "rate-limit")]
-            rate_limit: self.rate_limit,
+            rate_limiter: self.rate_limiter,
             hedge: self.hedge,
             hedge_pays_itself,
             retry: self.retry,
@@ -211,9 +265,13 @@ pub enum Unwise {
     /// One attempt may take the whole time of the call: nothing is left for a second, and an attempt that
     /// hangs ends as the call's deadline.
     AttemptTimeoutReachesDeadline,
-    /// The bulkhead lets more calls in than the pool has connections: the surplus waits in the pool's
-    /// queue with its attempt timeout running.
+    /// The bulkhead, or the adaptive limit at its highest, lets more attempts in than the pool has connections:
+    /// the surplus waits in the pool's queue with its attempt timeout running.
     BulkheadWiderThanPool,
+    /// The breaker's [probe lease](crate::CircuitBreakerBuilder::probe_lease) is shorter than the longest wait for
+    /// a place and the attempt timeout together (or the deadline, where that is nearer): a probe that merely waits,
+    /// or is slow, is taken for lost, and the circuit opens again. The lease is the reset timeout unless it is set.
+    ProbeOutlivesLease,
     /// A pipeline that retries ran inside another that does: only the innermost repeats, so the
     /// outer one's retries cover less than they seem to.
     NestedRetries,
@@ -226,6 +284,7 @@ impl Unwise {
         match self {
             Self::AttemptTimeoutReachesDeadline => "attempt_timeout_reaches_deadline",
             Self::BulkheadWiderThanPool => "bulkhead_wider_than_pool",
+            Self::ProbeOutlivesLease => "probe_outlives_lease",
             Self::NestedRetries => "nested_retries",
         }
     }

@@ -1,5 +1,7 @@
 //! The limit on attempts in flight: a fixed one, or one that follows what the service can take.
 
+use std::time::Duration;
+
 use tokio::time::Instant;
 
 use crate::{AdaptiveLimit, AdaptivePlace, Bulkhead, BulkheadFull, Deadline, Outcome, Place};
@@ -12,6 +14,22 @@ pub(super) enum Limit {
 }
 
 impl Limit {
+    /// The most that may ever be in flight.
+    pub(super) fn most(&self) -> usize {
+        match self {
+            Self::Fixed(bulkhead) => bulkhead.limit(),
+            Self::Adaptive(limit) => limit.max(),
+        }
+    }
+
+    /// The longest wait for a place.
+    pub(super) fn wait(&self) -> Duration {
+        match self {
+            Self::Fixed(bulkhead) => bulkhead.wait(),
+            Self::Adaptive(limit) => limit.wait(),
+        }
+    }
+
     #[inline]
     pub(super) fn try_acquire(&self) -> Option<Taken<'_>> {
         match self {

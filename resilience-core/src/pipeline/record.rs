@@ -1,7 +1,7 @@
 //! What observers are told of a call, however it ends.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -22,12 +22,15 @@ pub(super) struct Record<'a> {
     pub(super) deadline: Deadline,
     /// Attempts made. Hedges count them side by side.
     attempts: AtomicU32,
+    /// Those of them that are proven not to have been executed.
+    unexecuted: AtomicU32,
+    panicked: AtomicBool,
     pub(super) outcome: CallOutcome,
 }
 
 impl<'a> Record<'a> {
     #[inline]
-    pub(super) fn new(name: &'a Arc<str>, call: Call, time: Duration) -> Self {
+    pub(super) fn new(name: &'a Arc<str>, call: &Call, time: Duration) -> Self {
         let started = Instant::now();
         let deadline = call.deadline.unwrap_or_else(|| Deadline::at(later(started, time)));
         Self {
@@ -37,6 +40,8 @@ impl<'a> Record<'a> {
             started,
             deadline: deadline.inherited(),
             attempts: AtomicU32::new(0),
+            unexecuted: AtomicU32::new(0),
+            panicked: AtomicBool::new(false),
             outcome: CallOutcome::Cancelled,
         }
     }
@@ -55,6 +60,16 @@ impl<'a> Record<'a> {
         number
     }
 
+    /// Notes that an attempt ended, and that nothing is left of what it was to do.
+    pub(super) fn was_not_executed(&self) {
+        self.unexecuted.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Notes that an attempt panicked.
+    pub(super) fn panicked(&self) {
+        self.panicked.store(true, Ordering::Relaxed);
+    }
+
     pub(super) fn deadline_exceeded(&self, blame: Blame) -> DeadlineExceeded {
         DeadlineExceeded {
             name: Arc::clone(self.name),
@@ -64,8 +79,16 @@ impl<'a> Record<'a> {
         }
     }
 
+    /// Takes note of how the call ended, and lets its last real error speak for all its attempts.
     #[inline]
-    pub(super) fn end<E>(&mut self, error: Option<&CallError<E>>) {
+    pub(super) fn end<E>(&mut self, mut error: Option<&mut CallError<E>>) {
+        if let Some(CallError::Inner(failed)) = &mut error {
+            failed.attempts = self.attempts();
+            failed.elapsed = Some(self.started.elapsed());
+            if self.unexecuted.load(Ordering::Relaxed) < failed.attempts {
+                failed.verdict.replay = failed.verdict.replay.or_uncertain();
+            }
+        }
         self.outcome = match error {
             None => CallOutcome::Success,
             Some(CallError::CircuitOpen(_)) => CallOutcome::CircuitOpen,
@@ -91,10 +114,13 @@ impl<'a> Record<'a> {
             },
         };
     }
-
     #[cold]
     fn tell(&self) {
-        let Self { name, operation, outcome, .. } = *self;
+        let Self { name, operation, .. } = *self;
+        let outcome = match self.panicked.load(Ordering::Relaxed) {
+            true => CallOutcome::ServiceError,
+            false => self.outcome,
+        };
         let (attempts, elapsed) = (self.attempts(), self.started.elapsed());
         tracing::debug!(target: "shared_external::pipeline", %name, operation, outcome = outcome.as_str(), attempts, ?elapsed, "call ended");
         emit(&Event::CallEnded { name, operation, outcome, attempts, elapsed });

@@ -30,10 +30,13 @@ impl<T, E, F: Fn(&Result<T, E>) -> Option<Verdict>> ClassifyAnswer<T, E> for F {
     }
 }
 
-/// An answer that is no success.
-pub(super) struct Failure<T, E> {
+/// An answer that is no success, as the parts of a pipeline see it: an error.
+pub struct Failure<T, E> {
     answer: Result<T, E>,
-    verdict: Verdict,
+    /// What it means by itself.
+    own: Verdict,
+    /// Whether there is a copy of the request. Without one, no attempt may follow, whatever the verdict.
+    repeatable: bool,
 }
 
 impl<T, E> Failure<T, E> {
@@ -41,52 +44,59 @@ impl<T, E> Failure<T, E> {
     pub(super) fn unless_good(
         answer: Result<T, E>,
         classifier: &impl ClassifyAnswer<T, E>,
+        repeatable: bool,
     ) -> Result<T, Self> {
         match (classifier.verdict(&answer), answer) {
             (None, Ok(response)) => Ok(response),
-            (None, answer) => Err(Self { answer, verdict: Verdict::caller(Replay::Never) }),
-            (Some(verdict), answer) => Err(Self { answer, verdict }),
+            (None, answer) => Err(Self { answer, own: Verdict::caller(Replay::Never), repeatable }),
+            (Some(own), answer) => Err(Self { answer, own, repeatable }),
         }
     }
-}
 
-/// Reads a failure's verdict, on the way in and on the way out.
-pub(super) struct Judged<'a> {
-    /// Whether there is a copy of the request. Without one, no attempt may follow, whatever the verdict.
-    pub(super) repeatable: bool,
-    /// The name of the pipeline that makes the call, and since when, if it is to repeat what is not idempotent.
-    pub(super) write: Option<(&'a Arc<str>, Instant)>,
-}
-
-impl Judged<'_> {
-    /// What a call ends with: a response that is a failure is a response all the same.
-    pub(super) fn answer<T, E>(&self, error: CallError<Failure<T, E>>) -> Result<T, CallError<E>> {
-        error.or_else_inner(|failed| {
-            let Failed { error: failure, mut verdict, attempts, elapsed } = failed;
-            let Failure { answer, verdict: own } = failure;
-            if let (Ok(_), Some((name, started))) = (&answer, self.write)
-                && verdict.replay != own.replay
-            {
-                // The response says that nothing was executed, but the attempt after it was cut off,
-                // and may have been.
-                let (name, elapsed) = (Arc::clone(name), started.elapsed());
-                let (attempts, blame) = (attempts.saturating_add(1), verdict.blame);
-                return Err(DeadlineExceeded { name, attempts, elapsed, blame }.into());
-            }
-            if !self.repeatable {
-                // Whoever has another request may send that.
-                verdict.replay = own.replay;
-            }
-            answer.map_err(|error| CallError::Inner(Failed { error, verdict, attempts, elapsed }))
-        })
-    }
-}
-
-impl<T, E> Classify<Failure<T, E>> for Judged<'_> {
-    fn verdict(&self, failure: &Failure<T, E>) -> Verdict {
+    /// What it means to whoever could repeat it.
+    pub(super) fn verdict(&self) -> Verdict {
         match self.repeatable {
-            true => failure.verdict,
-            false => Verdict { replay: Replay::Never, ..failure.verdict },
+            true => self.own,
+            false => Verdict { replay: Replay::Never, ..self.own },
         }
     }
+}
+
+impl<T, E> From<Failure<T, E>> for Failed<Failure<T, E>> {
+    fn from(error: Failure<T, E>) -> Self {
+        Self { verdict: error.verdict(), error, attempts: 1, elapsed: None }
+    }
+}
+
+impl<T, E> From<Failure<T, E>> for CallError<Failure<T, E>> {
+    fn from(failure: Failure<T, E>) -> Self {
+        Self::Inner(failure.into())
+    }
+}
+
+/// What a call ends with: a response that is a failure is a response all the same.
+///
+/// A `write` that a pipeline may repeat comes with the pipeline's name, and the time when it began.
+pub(super) fn ending<T, E>(
+    error: CallError<Failure<T, E>>,
+    write: Option<(&Arc<str>, Instant)>,
+) -> Result<T, CallError<E>> {
+    error.or_else_inner(|failed| {
+        let Failed { error: failure, mut verdict, attempts, elapsed } = failed;
+        let Failure { answer, own, repeatable } = failure;
+        if let (Ok(_), Some((name, started))) = (&answer, write)
+            && verdict.replay != own.replay
+        {
+            // The response says that nothing was executed, but the attempt after it was cut off,
+            // and may have been.
+            let (name, elapsed) = (Arc::clone(name), started.elapsed());
+            let blame = verdict.blame;
+            return Err(DeadlineExceeded { name, attempts, elapsed, blame }.into());
+        }
+        if !repeatable {
+            // Whoever has another request may send that.
+            verdict.replay = own.replay;
+        }
+        answer.map_err(|error| CallError::Inner(Failed { error, verdict, attempts, elapsed }))
+    })
 }

@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use tower_layer::Layer;
 use tower_service::Service;
 
-use super::answer::{ClassifyAnswer, Failure, Judged};
+use super::answer::{ClassifyAnswer, Failure, ending};
 use super::part::Part;
 use super::request::{CallFor, Cloned, Copies, Once};
 use super::respond::RespondLayer;
@@ -145,19 +145,19 @@ where
             let mut call = calls.call_for(&request);
             call.idempotent &= A::ANY;
             let mut next = Some((service, request));
-            let operation = || {
+            let attempts = || {
                 let this = next.take().expect("a call without copies has one attempt");
                 next = A::copy(&this);
                 async {
                     let (service, request) = this;
-                    Failure::unless_good(attempt(service, request).await, classifier)
+                    let answer = attempt(service, request).await;
+                    Failure::unless_good(answer, classifier, A::ANY)
                 }
             };
             let pipeline = part.pipeline().filter(|_| A::ANY && !call.idempotent);
             let write = pipeline.map(|pipeline| (pipeline.name(), Instant::now()));
-            let judged = Judged { repeatable: A::ANY, write };
-            let result = Carried::new(&call, part.run(call, &judged, operation)).await;
-            result.or_else(|error| judged.answer(error))
+            let result = Carried::new(&call, part.run(call, attempts)).await;
+            result.or_else(|error| ending(error, write))
         });
         ResponseFuture { boxed }
     }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::answer::Failure;
 use super::request::{Cloned, Once};
 #[cfg(feature = "chaos")]
 use crate::Chaos;
@@ -15,29 +16,21 @@ use crate::hedge::Standing;
 use crate::nesting::{self, Inner};
 use crate::permit::{Settle, Watched};
 use crate::{
-    AdaptiveLimit, Blame, Bulkhead, Call, CallError, CircuitBreaker, Classify, Deadline, Failed,
-    Hedge, LoadShedder, Outcome, Pipeline, Rank, RetryPolicy, Throttle, Timeout,
+    AdaptiveLimit, Blame, Bulkhead, Call, CallError, CircuitBreaker, Deadline, Failed, Hedge,
+    LoadShedder, Outcome, Pipeline, Rank, RetryPolicy, Throttle, Timeout,
 };
 
 /// What can stand before a service: a [`Pipeline`], or one of its layers alone. It is sealed.
 ///
 /// Each is a handle: all that it counts, learns and limits is shared by its clones.
-pub trait Part: Clone + Send + Sync + sealed::Sealed + 'static {
+pub trait Part: Clone + Send + Sync + 'static {
     /// Whether it clones requests without being told to: it does where it would be useless otherwise.
     type Copies;
 
-    /// Runs `operation` once per attempt, under the deadline and rank that surround it.
+    /// Makes attempts, under the deadline and rank that surround it. What it takes has no name
+    /// outside, which is what seals the trait.
     #[doc(hidden)]
-    fn run<T, E, Fut>(
-        &self,
-        call: Call,
-        classifier: &(impl Classify<E> + Sync),
-        operation: impl FnMut() -> Fut + Send,
-    ) -> impl Future<Output = Result<T, CallError<E>>> + Send
-    where
-        T: Send,
-        E: Send,
-        Fut: Future<Output = Result<T, E>> + Send;
+    fn run<A: Attempts>(&self, call: Call, attempts: A) -> impl Future<Output = Ended<A>> + Send;
 
     /// The pipeline, if it is one: of all parts, only that cuts off one of several attempts.
     #[doc(hidden)]
@@ -46,34 +39,42 @@ pub trait Part: Clone + Send + Sync + sealed::Sealed + 'static {
     }
 }
 
-mod sealed {
-    /// Keeps [`Part`](super::Part) from being implemented elsewhere.
-    pub trait Sealed {}
-    impl Sealed for crate::AdaptiveLimit {}
-    impl Sealed for crate::Bulkhead {}
-    #[cfg(feature = "chaos")]
-    impl Sealed for crate::Chaos {}
-    impl Sealed for crate::CircuitBreaker {}
-    impl Sealed for crate::Hedge {}
-    impl Sealed for crate::LoadShedder {}
-    impl Sealed for crate::Pipeline {}
-    #[cfg(feature = "rate-limit")]
-    impl Sealed for crate::RateLimiter {}
-    impl Sealed for crate::RetryPolicy {}
-    impl Sealed for crate::Throttle {}
-    impl Sealed for crate::Timeout {}
+/// What begins the attempts of a call: any `FnMut() -> impl Future`, with names for what that comes to.
+pub trait Attempts: Send {
+    type Response: Send;
+    type Error: Send;
+    type Attempt: Future<Output = Result<Self::Response, FailureOf<Self>>> + Send;
+
+    /// Another attempt.
+    fn begin(&mut self) -> Self::Attempt;
+}
+
+type FailureOf<A> = Failure<<A as Attempts>::Response, <A as Attempts>::Error>;
+
+/// What a call ends with.
+type Ended<A> = Result<<A as Attempts>::Response, CallError<FailureOf<A>>>;
+
+impl<F, Fut, T, E> Attempts for F
+where
+    F: FnMut() -> Fut + Send,
+    Fut: Future<Output = Result<T, Failure<T, E>>> + Send,
+    T: Send,
+    E: Send,
+{
+    type Response = T;
+    type Error = E;
+    type Attempt = Fut;
+
+    fn begin(&mut self) -> Fut {
+        self()
+    }
 }
 
 impl Part for Pipeline {
     type Copies = Once;
 
-    async fn run<T, E, Fut: Future<Output = Result<T, E>>>(
-        &self,
-        call: Call,
-        classifier: &impl Classify<E>,
-        mut operation: impl FnMut() -> Fut,
-    ) -> Result<T, CallError<E>> {
-        Pipeline::run(self, call, classifier, |_| operation()).await
+    async fn run<A: Attempts>(&self, call: Call, mut attempts: A) -> Ended<A> {
+        Pipeline::run(self, call, &Failure::verdict, |_| attempts.begin()).await
     }
 
     fn pipeline(&self) -> Option<&Pipeline> {
@@ -84,14 +85,9 @@ impl Part for Pipeline {
 impl Part for LoadShedder {
     type Copies = Once;
 
-    async fn run<T, E, Fut: Future<Output = Result<T, E>>>(
-        &self,
-        _: Call,
-        classifier: &impl Classify<E>,
-        mut operation: impl FnMut() -> Fut,
-    ) -> Result<T, CallError<E>> {
+    async fn run<A: Attempts>(&self, _: Call, mut attempts: A) -> Ended<A> {
         let _admitted = self.admit(Rank::current())?;
-        operation().await.map_err(|error| failed(classifier, error))
+        Ok(attempts.begin().await?)
     }
 }
 
@@ -99,43 +95,33 @@ impl Part for LoadShedder {
 impl Part for RateLimiter {
     type Copies = Once;
 
-    async fn run<T, E, Fut: Future<Output = Result<T, E>>>(
-        &self,
-        _: Call,
-        classifier: &impl Classify<E>,
-        mut operation: impl FnMut() -> Fut,
-    ) -> Result<T, CallError<E>> {
+    async fn run<A: Attempts>(&self, _: Call, mut attempts: A) -> Ended<A> {
         self.acquire(inherited()).await?;
-        operation().await.map_err(|error| failed(classifier, error))
+        Ok(attempts.begin().await?)
     }
 }
 
 impl Part for Hedge {
     type Copies = Cloned;
 
-    async fn run<T, E, Fut: Future<Output = Result<T, E>>>(
-        &self,
-        call: Call,
-        classifier: &impl Classify<E>,
-        mut operation: impl FnMut() -> Fut,
-    ) -> Result<T, CallError<E>> {
+    async fn run<A: Attempts>(&self, call: Call, mut attempts: A) -> Ended<A> {
         self.budget().deposit();
         if !call.idempotent {
-            return operation().await.map_err(|error| failed(classifier, error));
+            return Ok(attempts.begin().await?);
         }
-        let attempts = AtomicU32::new(0);
+        let begun = AtomicU32::new(0);
         let attempt = |_| {
-            attempts.fetch_add(1, Ordering::Relaxed);
-            let attempt = operation();
-            async { attempt.await.map_err(|error| judged(classifier, error)) }
+            begun.fetch_add(1, Ordering::Relaxed);
+            let attempt = attempts.begin();
+            async { attempt.await.map_err(Failed::from) }
         };
-        let standing = |result: &Result<T, Failed<E>>| match result {
+        let standing = |result: &Result<A::Response, Failed<FailureOf<A>>>| match result {
             Err(failed) if failed.verdict.may_repeat(true) => Standing::Failed,
             Ok(_) | Err(_) => Standing::Decides,
         };
         let result = self.race(self.name(), Deadline::current(), attempt, standing).await;
         result.map_err(|failed| {
-            let attempts = attempts.load(Ordering::Relaxed);
+            let attempts = begun.load(Ordering::Relaxed);
             CallError::Inner(Failed { attempts, ..failed })
         })
     }
@@ -144,22 +130,17 @@ impl Part for Hedge {
 impl Part for RetryPolicy {
     type Copies = Cloned;
 
-    async fn run<T, E, Fut: Future<Output = Result<T, E>>>(
-        &self,
-        call: Call,
-        classifier: &impl Classify<E>,
-        mut operation: impl FnMut() -> Fut,
-    ) -> Result<T, CallError<E>> {
+    async fn run<A: Attempts>(&self, call: Call, mut attempts: A) -> Ended<A> {
         let mut retries = self.begin(&self.name);
-        let mut attempts = 0;
+        let mut made = 0;
         let result = loop {
-            let (answer, inner) = nesting::listen(operation()).await;
-            let error = match answer {
-                Ok(value) => break Ok(value),
-                Err(error) => error,
+            let (answer, inner) = nesting::listen(attempts.begin()).await;
+            let failure = match answer {
+                Ok(response) => break Ok(response),
+                Err(failure) => failure,
             };
-            attempts += 1;
-            let failed = Failed { attempts, ..judged(classifier, error) };
+            made += 1;
+            let failed = Failed { attempts: made, ..failure.into() };
             let may_repeat =
                 failed.verdict.may_repeat(call.idempotent) && inner != Some(Inner::GaveUp);
             retries.budgeted = failed.verdict.blame != Blame::Local;
@@ -183,28 +164,18 @@ impl Part for RetryPolicy {
 impl Part for CircuitBreaker {
     type Copies = Once;
 
-    async fn run<T, E, Fut: Future<Output = Result<T, E>>>(
-        &self,
-        _: Call,
-        classifier: &impl Classify<E>,
-        operation: impl FnMut() -> Fut,
-    ) -> Result<T, CallError<E>> {
-        self.call_with(classifier, operation).await
+    async fn run<A: Attempts>(&self, _: Call, mut attempts: A) -> Ended<A> {
+        self.call_with(&Failure::verdict, || attempts.begin()).await
     }
 }
 
 impl Part for Throttle {
     type Copies = Once;
 
-    async fn run<T, E, Fut: Future<Output = Result<T, E>>>(
-        &self,
-        _: Call,
-        classifier: &impl Classify<E>,
-        mut operation: impl FnMut() -> Fut,
-    ) -> Result<T, CallError<E>> {
+    async fn run<A: Attempts>(&self, _: Call, mut attempts: A) -> Ended<A> {
         let permit = self.try_acquire()?;
-        let (permit, result) = Watched::new(Some(permit), async { operation().await }).await;
-        let result = result.map_err(|error| judged(classifier, error));
+        let (permit, result) = Watched::new(Some(permit), async { attempts.begin().await }).await;
+        let result = result.map_err(Failed::from);
         let outcome = match &result {
             Ok(_) => Outcome::Success,
             Err(failed) => failed.verdict.blame.outcome(),
@@ -217,35 +188,25 @@ impl Part for Throttle {
 impl Part for Bulkhead {
     type Copies = Once;
 
-    async fn run<T, E, Fut: Future<Output = Result<T, E>>>(
-        &self,
-        _: Call,
-        classifier: &impl Classify<E>,
-        mut operation: impl FnMut() -> Fut,
-    ) -> Result<T, CallError<E>> {
+    async fn run<A: Attempts>(&self, _: Call, mut attempts: A) -> Ended<A> {
         let _place = match self.try_acquire() {
             Some(place) => place,
             None => self.acquire(inherited()).await?,
         };
-        operation().await.map_err(|error| failed(classifier, error))
+        Ok(attempts.begin().await?)
     }
 }
 
 impl Part for AdaptiveLimit {
     type Copies = Once;
 
-    async fn run<T, E, Fut: Future<Output = Result<T, E>>>(
-        &self,
-        _: Call,
-        classifier: &impl Classify<E>,
-        mut operation: impl FnMut() -> Fut,
-    ) -> Result<T, CallError<E>> {
+    async fn run<A: Attempts>(&self, _: Call, mut attempts: A) -> Ended<A> {
         let place = match self.try_acquire() {
             Some(place) => place,
             None => self.acquire(inherited()).await?,
         };
         let started = Instant::now();
-        let result = operation().await.map_err(|error| judged(classifier, error));
+        let result = attempts.begin().await.map_err(Failed::from);
         let load = match &result {
             Ok(_) => Outcome::Success,
             // Of errors, only one that asks for time speaks of load.
@@ -264,13 +225,8 @@ impl Part for AdaptiveLimit {
 impl Part for Timeout {
     type Copies = Once;
 
-    async fn run<T, E, Fut: Future<Output = Result<T, E>>>(
-        &self,
-        _: Call,
-        classifier: &impl Classify<E>,
-        mut operation: impl FnMut() -> Fut,
-    ) -> Result<T, CallError<E>> {
-        Timeout::run(self, operation()).await?.map_err(|error| failed(classifier, error))
+    async fn run<A: Attempts>(&self, _: Call, mut attempts: A) -> Ended<A> {
+        Ok(Timeout::run(self, attempts.begin()).await??)
     }
 }
 
@@ -278,28 +234,13 @@ impl Part for Timeout {
 impl Part for Chaos {
     type Copies = Once;
 
-    async fn run<T, E, Fut: Future<Output = Result<T, E>>>(
-        &self,
-        _: Call,
-        classifier: &impl Classify<E>,
-        mut operation: impl FnMut() -> Fut,
-    ) -> Result<T, CallError<E>> {
+    async fn run<A: Attempts>(&self, _: Call, mut attempts: A) -> Ended<A> {
         self.strike().await?;
-        operation().await.map_err(|error| failed(classifier, error))
+        Ok(attempts.begin().await?)
     }
 }
 
 /// The surrounding deadline, or none to speak of.
 fn inherited() -> Deadline {
     Deadline::current().unwrap_or_else(|| Deadline::within(Duration::MAX))
-}
-
-/// The operation's own error, and what it means.
-fn judged<E>(classifier: &impl Classify<E>, error: E) -> Failed<E> {
-    let verdict = classifier.verdict(&error);
-    Failed { error, verdict, attempts: 1, elapsed: None }
-}
-
-fn failed<E>(classifier: &impl Classify<E>, error: E) -> CallError<E> {
-    CallError::Inner(judged(classifier, error))
 }

@@ -1,6 +1,8 @@
 //! Fear: what other processes say refuses a call here, or losing touch with them changes anything.
 #![cfg(feature = "distributed")]
 
+#[path = "../support/log.rs"]
+mod log;
 mod outage;
 mod pace;
 

@@ -1,13 +1,11 @@
 //! The store is lost, or a process is.
 
-use std::io::Write;
-use std::sync::{Arc, Mutex};
-
 use resilience_core::{
     CircuitBreaker, CircuitRegistry, CircuitState, Deadline, Exchange, KeyedBreakers, StoreError,
 };
 use tokio::time::{Instant, sleep, timeout};
 
+use super::log::Log;
 use super::{HANGS, MILLI, Process, RAVES, REFUSES, RESET, SECOND, Store, TTL, UP, all_speak};
 
 #[tokio::test(start_paused = true)]
@@ -67,31 +65,9 @@ async fn a_process_that_is_gone_has_no_say() {
     assert!(!rest[0].is_armed(), "those who had it open are gone");
 }
 
-#[derive(Clone, Default)]
-struct Log(Arc<Mutex<Vec<u8>>>);
-
-impl Write for Log {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0.lock().unwrap().extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
-}
-
 #[tokio::test(start_paused = true)]
 async fn an_outage_is_logged_once_and_counted_and_ends_by_itself() {
-    let log = Log::default();
-    let writer = log.clone();
-    let subscriber = tracing_subscriber::fmt()
-        .with_max_level(tracing::Level::INFO)
-        .with_ansi(false)
-        .without_time()
-        .with_writer(move || writer.clone())
-        .finish();
-    let guard = tracing::subscriber::set_default(subscriber);
+    let log = Log::listen("info");
     let store = Store::default();
     let Process { exchange, .. } = Process::new(&store);
     let running = tokio::spawn({
@@ -104,11 +80,10 @@ async fn an_outage_is_logged_once_and_counted_and_ends_by_itself() {
     }
     sleep(100 * SECOND).await;
     running.abort();
-    drop(guard);
     let counts = exchange.counts();
     assert!((290..320).contains(&counts.exchanges), "{counts:?}");
     assert!((180..220).contains(&counts.failures), "{counts:?}");
-    let text = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
+    let text = log.end();
     let told = |what: &str| text.matches(what).count();
     let (lost, found) = (told(" WARN "), told("opinions are exchanged again"));
     assert_eq!((lost, found), (2, 2), "{text}");

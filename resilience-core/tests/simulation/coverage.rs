@@ -78,6 +78,7 @@ cells! {
     AttemptTimedOut: "deadline: an attempt timed out by its own limit",
     AttemptCutByDeadline: "deadline: an attempt timed out by the call's",
     PlaceAwaited: "bulkhead: waited for a place and got it",
+    AskedAgain: "bulkhead: a place awaited while the circuit changed",
     BulkheadFull: "bulkhead: full",
     CircuitOpen: "call: refused by an open circuit",
     FellBack: "fallback: took over",

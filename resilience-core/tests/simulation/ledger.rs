@@ -42,6 +42,8 @@ struct Leave {
     /// When it began its attempt.
     issued: Duration,
     expires: Duration,
+    /// How much longer its lease may be, for this process stood still.
+    excused: Duration,
     /// When it times out.
     until: Duration,
 }
@@ -77,8 +79,9 @@ pub(crate) struct Ledger {
     forcing: Option<CircuitState>,
     /// Whether there were other rules when this generation began.
     renewed: bool,
-    /// When the first lease ran out that was found to.
+    /// When the first lease ran out that was found to, or may have been; and whether it is certain.
     lost: Option<Duration>,
+    surely_lost: bool,
     out: Vec<Leave>,
 }
 
@@ -104,6 +107,7 @@ impl Ledger {
             forcing: None,
             renewed: false,
             lost: None,
+            surely_lost: false,
             out: Vec::new(),
         }
     }
@@ -141,17 +145,37 @@ impl Ledger {
         let forced = !matches!(self.state, CircuitState::Closed | CircuitState::HalfOpen);
         reached.note_if(forced, Cell::ForcedToPass);
         let (issued, expires) = (at, at + self.laws.probe_lease);
-        self.out.push(Leave { holder, generation, probe, issued, expires, until: Duration::MAX });
+        let (excused, until) = (Duration::ZERO, Duration::MAX);
+        self.out.push(Leave { holder, generation, probe, issued, expires, excused, until });
         Ok(())
     }
 
-    /// A call that waited for its place begins its attempt.
-    pub(crate) fn begin(&mut self, at: Duration, call: usize, number: u32) {
-        let waited = self.out.iter_mut().find(|leave| leave.holder == Holder::Queued(call));
-        if let Some(leave) = waited {
-            leave.holder = Holder::Attempt(call, number);
-            leave.issued = at;
+    /// This process stands still.
+    pub(crate) fn stalled(&mut self, by: Duration) {
+        for leave in &mut self.out {
+            leave.excused += by;
         }
+    }
+
+    /// A call that waited for its place begins its attempt. If the circuit has changed meanwhile, it has
+    /// asked again.
+    pub(crate) fn begin(
+        &mut self,
+        at: Duration,
+        (call, number): (usize, u32),
+        generation: u32,
+        reached: &mut Coverage,
+    ) -> Result<(), Broken> {
+        let waited = self.out.iter().position(|leave| leave.holder == Holder::Queued(call));
+        let waited = waited.expect("it is asked of those that wait only");
+        if self.out[waited].generation == generation {
+            self.out[waited].holder = Holder::Attempt(call, number);
+            self.out[waited].issued = at;
+            return Ok(());
+        }
+        self.out.swap_remove(waited);
+        reached.note(Cell::AskedAgain);
+        self.admit(at, Holder::Attempt(call, number), generation, reached)
     }
 
     pub(crate) fn is_queued(&self, call: usize) -> bool {
@@ -183,6 +207,8 @@ impl Ledger {
         if self.state == CircuitState::HalfOpen {
             self.lost = self.probes().map(|leave| leave.expires).filter(|end| *end <= at).min();
             let lost = self.lost.is_some();
+            let surely = self.probes().any(|leave| leave.expires + leave.excused <= at);
+            self.surely_lost |= surely;
             reached.note_if(lost, Cell::AnswerAfterLease);
             reached.note_if(!lost && result == Effect::Neutral, Cell::ProbeFreed);
         }
@@ -197,7 +223,7 @@ impl Ledger {
             Effect::Success => {
                 (self.in_a_row, self.perhaps_in_a_row) = (0, 0);
                 self.successes += u32::from(self.lost.is_none() && !slow);
-                self.perhaps_successes += u32::from(self.lost.is_none());
+                self.perhaps_successes += u32::from(!self.surely_lost);
             }
             Effect::Failure => {
                 self.in_a_row += 1;

@@ -66,7 +66,7 @@ fn play(seed: u64, hostile: bool) -> (Trace, Laws) {
         let (scene, laws) = Scene::draw(&mut rng, case);
         trace::begin(scene.breakers(), hostile);
         World::new(rng.fork(), pace).run(|| scene.look()).await;
-        scene.recover();
+        scene.recover().await;
         laws
     }));
     (trace::end(), laws)

@@ -220,6 +220,9 @@ impl<'a> Judge<'a> {
             }
             Fact::Stalled { by } => {
                 self.stalled_until = Some(at + by);
+                for circuit in self.circuits.iter_mut().flatten() {
+                    circuit.stalled(by);
+                }
                 self.stalled();
                 Ok(())
             }
@@ -229,7 +232,9 @@ impl<'a> Judge<'a> {
             }
             Fact::DrainEnded { service, abandoned } => {
                 let inside = self.calls.iter().filter(|call| call.open && call.service == service);
-                let inside = inside.filter(|call| call.reported.is_none()).count();
+                let falls_back = |call: &CallLedger| call.fell_back && !call.draining;
+                let inside =
+                    inside.filter(|call| call.reported.is_none() || falls_back(call)).count();
                 for (_, _, runs) in self.drains.iter_mut().filter(|drain| drain.0 == service) {
                     *runs = false;
                 }

@@ -1,23 +1,23 @@
 //! What a seed draws: services with their layers, and who calls them how. Everything goes through the public API.
 
+mod caller;
+
 use std::cell::{Cell, RefCell};
-use std::panic::resume_unwind;
 use std::rc::Rc;
 use std::time::Duration;
 
 use fastrand::Rng;
 use resilience_core::{
-    AdaptiveLimit, Attempt, Blame, Bulkhead, Call, CallError, CircuitBreaker, CircuitOpen,
-    CircuitState, Deadline, Drained, Hedge, LoadShedder, Outcome, Permit, Pipeline, Prioritizer,
-    Priority, Replay, RetryBudget, RetryPolicy, Throttle, Verdict,
+    CircuitBreaker, CircuitOpen, CircuitState, Deadline, Drained, Outcome, Permit, Priority,
+    Replay, Verdict,
 };
-use tokio::time::{Instant, sleep};
+use tokio::time::sleep;
 
-use crate::laws::{Case, Hand, Laws, ServiceLaws, longest_open};
-use crate::layers::{build_adaptive, build_breaker, build_budget, build_timeout};
-use crate::service::{Answer, Behaviour, Fault, Script, serve};
-use crate::trace::{self, End, Fact, Kind, Look, OpenCall, Planned, record};
-use crate::world::{Role, jump, spawn};
+use crate::laws::{Case, Hand, Laws, longest_open};
+use crate::layers::{Service, build_budget};
+use crate::service::{Behaviour, Script};
+use crate::trace::{self, Fact, Kind, Look, record};
+use crate::world::{Role, spawn};
 
 /// The storm lasts this long; later calls find fine weather.
 const STORM: Duration = Duration::from_secs(5);
@@ -31,16 +31,6 @@ pub(crate) struct Scene {
     forgotten: RefCell<Vec<(usize, usize, Permit)>>,
     /// What was last seen of each service, and how long the trace was then.
     looks: RefCell<(usize, Vec<Option<Look>>)>,
-}
-
-struct Service {
-    pipeline: Pipeline,
-    breaker: Option<CircuitBreaker>,
-    bulkhead: Option<Bulkhead>,
-    adaptive: Option<(AdaptiveLimit, usize)>,
-    hedge: Option<Hedge>,
-    script: Script,
-    deadline: Duration,
 }
 
 /// One call to be made.
@@ -181,77 +171,6 @@ impl Scene {
         };
     }
 
-    /// Makes the call, within the attempt of another if it is the inner one.
-    async fn call_now(self: &Rc<Self>, plan: &Plan, around: Option<usize>) -> Result<(), Fault> {
-        let Plan { service: index, kind, .. } = *plan;
-        let service = &self.services[index];
-        let own = plan.deadline.map(Deadline::within);
-        let deadline = own.unwrap_or_else(|| Deadline::within(service.deadline)).inherited();
-        let open =
-            OpenCall::begin(index, kind, deadline.instant(), plan.fallback.is_some(), around);
-        let call = match kind {
-            Kind::Read => Call::read(),
-            Kind::Write => Call::write(),
-            Kind::WriteIdempotent => Call::write_idempotent(),
-        };
-        let call = own.map_or(call, |deadline| call.by(deadline)).rank(plan.priority);
-        let id = open.id;
-        let operation = |attempt| self.attempt(plan, id, attempt);
-        let Some(fallback) = plan.fallback else {
-            let result = service.pipeline.run(call, &Fault::read, operation).await;
-            return tell(open, result);
-        };
-        let falling_back = |_| async move {
-            record(Fact::FellBack { call: id });
-            serve(usize::MAX, fallback).await.map_err(Alternative::Failed)
-        };
-        let result = service.pipeline.run_or(call, &Fault::read, operation, falling_back).await;
-        match result {
-            Err(Alternative::Primary(error)) => tell(open, Err(error)),
-            Err(Alternative::Failed(fault)) => {
-                open.end(End::FallbackError);
-                Err(fault)
-            }
-            Ok(()) => tell(open, Ok(())),
-        }
-    }
-
-    fn attempt(
-        self: &Rc<Self>,
-        plan: &Plan,
-        call: usize,
-        attempt: Attempt,
-    ) -> impl Future<Output = Result<(), Fault>> + use<> {
-        let service = &self.services[plan.service];
-        let generation = service.breaker.as_ref().map(|breaker| breaker.snapshot().generation);
-        let (number, deadline) = (attempt.number, trace::time_of(attempt.deadline.instant()));
-        record(Fact::Attempted { call, number, deadline, generation });
-        let guard = InAttempt { call, number, answered: false };
-        let now = trace::time_of(Instant::now());
-        let behaviour = service.script.behaviour(&mut self.rng.borrow_mut(), now);
-        if matches!(behaviour, Behaviour::PanicAtOnce) {
-            resume_unwind(Box::new(Planned));
-        }
-        let inner = plan.inner.map(|service| Plan {
-            service,
-            start: Duration::ZERO,
-            deadline: None,
-            scope: None,
-            fallback: None,
-            inner: None,
-            ..plan.clone()
-        });
-        let scene = Rc::clone(self);
-        async move {
-            let result = match inner {
-                Some(plan) => Box::pin(scene.call_now(&plan, Some(call))).await,
-                None => serve(call, behaviour).await,
-            };
-            guard.answer(Answer(result.err()));
-            result
-        }
-    }
-
     /// Uses the breaker of a service by itself.
     async fn hold(&self, service: usize, time: Duration, outcome: Outcome, forget: bool) {
         let Some(breaker) = &self.services[service].breaker else { return };
@@ -307,7 +226,7 @@ impl Scene {
     }
 
     /// After the storm: no circuit may be stuck, whatever became of its probes.
-    pub(crate) fn recover(&self) {
+    pub(crate) async fn recover(&self) {
         for service in 0..self.services.len() {
             let Some(breaker) = &self.services[service].breaker else {
                 record(Fact::Recovered { service, state: None });
@@ -319,7 +238,7 @@ impl Scene {
             let rules = breaker.settings();
             // A lost probe's lease, then the timeout of the circuit that this opens, then good answers.
             for _ in 0..2 {
-                jump(longest_open(&rules).max(rules.probe_lease));
+                sleep(longest_open(&rules).max(rules.probe_lease)).await;
                 for _ in 0..rules.success_threshold {
                     if let Some((permit, held)) = self.acquire(service, breaker) {
                         let outcome = Outcome::Success;
@@ -338,102 +257,6 @@ impl Scene {
     }
 }
 
-impl Service {
-    /// Places that are free, of the most there may be.
-    fn places(&self) -> usize {
-        match (&self.bulkhead, &self.adaptive) {
-            (Some(bulkhead), _) => bulkhead.available(),
-            (None, Some((limit, most))) => most.saturating_sub(limit.in_flight()),
-            (None, None) => 0,
-        }
-    }
-
-    fn waiting(&self) -> usize {
-        let adaptive = self.adaptive.as_ref().map_or(0, |(limit, _)| limit.waiting());
-        self.bulkhead.as_ref().map_or(adaptive, Bulkhead::waiting)
-    }
-
-    fn build(
-        index: usize,
-        laws: &ServiceLaws,
-        budgets: &[RetryBudget],
-        script: Script,
-        rng: &mut Rng,
-    ) -> Self {
-        let name = format!("service-{index}");
-        let breaker = laws.breaker.as_ref().map(|laws| build_breaker(&name, laws));
-        let bulkhead = laws
-            .bulkhead
-            .filter(|_| laws.adaptive.is_none())
-            .map(|(places, wait)| Bulkhead::new(&*name, places, wait).expect("drawn within range"));
-        let mut retry = RetryPolicy::builder()
-            .max_retries(laws.max_retries)
-            .base_delay(laws.max_delay / rng.u32(1..10))
-            .max_delay(laws.max_delay)
-            .jitter(rng.bool())
-            .seed(rng.u64(..));
-        if let Some(budget) = laws.budget {
-            retry = retry.budget(budgets[budget].clone());
-        }
-        let mut pipeline = Pipeline::builder(&*name)
-            .deadline(laws.deadline)
-            .timeout(build_timeout(laws, rng))
-            .retry(retry.build().expect("drawn within range"));
-        if let Some(breaker) = &breaker {
-            pipeline = pipeline.breaker(breaker.clone());
-        }
-        if let Some(bulkhead) = &bulkhead {
-            pipeline = pipeline.bulkhead(bulkhead.clone());
-        }
-        let adaptive = laws
-            .adaptive
-            .as_ref()
-            .zip(laws.bulkhead)
-            .map(|(laws, (most, wait))| (build_adaptive(&name, laws, most, wait), most));
-        if let Some((limit, _)) = &adaptive {
-            pipeline = pipeline.adaptive_limit(limit.clone());
-        }
-        if let Some(laws) = &laws.throttle {
-            let throttle = Throttle::builder(&*name)
-                .window(laws.window)
-                .multiplier(laws.multiplier)
-                .max_rejection(laws.max_rejection)
-                .seed(rng.u64(..));
-            pipeline = pipeline.throttle(throttle.build().expect("drawn within range"));
-        }
-        if let Some(limit) = laws.shed {
-            let shedder = LoadShedder::new(&*name, &Prioritizer::new(), limit);
-            pipeline = pipeline.shed(shedder.expect("drawn within range"));
-        }
-        let hedge = laws.hedge.as_ref().map(|laws| {
-            let budget = budgets[laws.budget].clone();
-            let hedge = Hedge::builder().delay(laws.delay).max_hedges(laws.max_hedges);
-            hedge.budget(budget).build().expect("drawn within range")
-        });
-        if let Some(hedge) = &hedge {
-            pipeline = pipeline.hedge(hedge.clone());
-        }
-        #[cfg(feature = "rate-limit")]
-        if let Some(laws) = &laws.rate {
-            let limiter = resilience_core::RateLimiter::builder(&*name, laws.calls, laws.time)
-                .burst(laws.burst)
-                .queue(laws.queue);
-            pipeline = pipeline.rate_limit(limiter.build().expect("drawn within range"));
-        }
-        #[cfg(feature = "chaos")]
-        if let Some(laws) = &laws.chaos {
-            let chaos = resilience_core::Chaos::builder(&*name)
-                .faults(laws.faults)
-                .latency(laws.delayed, Duration::ZERO..=laws.delay)
-                .enabled(laws.enabled)
-                .seed(rng.u64(..));
-            pipeline = pipeline.chaos(chaos.build().expect("drawn within range"));
-        }
-        let pipeline = pipeline.build().expect("drawn within range");
-        Self { pipeline, breaker, bulkhead, adaptive, hedge, script, deadline: laws.deadline }
-    }
-}
-
 /// Whether a circuit is held in its state by hand.
 fn is_forced(state: CircuitState) -> bool {
     use CircuitState::{Closed, HalfOpen, Open};
@@ -449,78 +272,6 @@ fn draw_fallback(rng: &mut Rng) -> Behaviour {
             Behaviour::Reply { after, fault, executes: false }
         }
         _ => Behaviour::Reply { after, fault: None, executes: false },
-    }
-}
-
-/// Why a call with a fallback has no value.
-enum Alternative {
-    Primary(CallError<Fault>),
-    Failed(Fault),
-}
-
-impl From<CallError<Fault>> for Alternative {
-    fn from(error: CallError<Fault>) -> Self {
-        Self::Primary(error)
-    }
-}
-
-/// Records a call's end; returns what a pipeline around it makes of that.
-fn tell(open: OpenCall, result: Result<(), CallError<Fault>>) -> Result<(), Fault> {
-    let refused = Verdict::local(Replay::Safe);
-    let (end, verdict) = match result {
-        Ok(()) => {
-            open.end(End::Value);
-            return Ok(());
-        }
-        Err(CallError::Inner(failed)) => {
-            let not_executed = matches!(failed.verdict.replay, Replay::Safe | Replay::Transaction);
-            (End::Inner { not_executed }, failed.verdict)
-        }
-        Err(CallError::AttemptTimeout(_)) => {
-            (End::AttemptTimeout, Verdict::service(Replay::IfIdempotent))
-        }
-        Err(CallError::DeadlineExceeded(over)) => {
-            let replay = if over.attempts == 0 { Replay::Safe } else { Replay::IfIdempotent };
-            let verdict = Verdict { blame: Blame::Local, replay, retry_after: None };
-            (End::DeadlineExceeded, verdict)
-        }
-        Err(CallError::CircuitOpen(open)) => {
-            (End::CircuitOpen, Verdict::service(Replay::Safe).after(open.retry_after))
-        }
-        Err(CallError::BulkheadFull(_)) => (End::BulkheadFull, refused),
-        Err(CallError::Throttled(_)) => (End::Throttled, refused),
-        Err(CallError::RateLimited(_)) => (End::RateLimited, refused),
-        Err(CallError::Shed(_)) => (End::Shed, refused),
-        Err(CallError::Injected(_)) => (End::Injected, Verdict::service(Replay::Safe)),
-        Err(CallError::Draining(_)) => (End::Draining, refused),
-        Err(_) => (End::OtherRefusal, refused),
-    };
-    open.end(end);
-    Err(verdict.into())
-}
-
-/// An attempt from its start to its answer.
-struct InAttempt {
-    call: usize,
-    number: u32,
-    answered: bool,
-}
-
-impl InAttempt {
-    fn answer(mut self, answer: Answer) {
-        self.answered = true;
-        record(Fact::Answered { call: self.call, number: self.number, answer });
-    }
-}
-
-impl Drop for InAttempt {
-    fn drop(&mut self) {
-        let Self { call, number, answered } = *self;
-        match (answered, std::thread::panicking()) {
-            (true, _) => {}
-            (false, true) => record(Fact::Panicked { call, number }),
-            (false, false) => record(Fact::Cut { call, number }),
-        }
     }
 }
 

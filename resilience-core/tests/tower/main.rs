@@ -159,7 +159,7 @@ fn breaker(fail_max: u32) -> CircuitBreaker {
     CircuitBreaker::builder("upstream").fail_max(fail_max).build().unwrap()
 }
 
-fn bulkhead(limit: usize) -> Bulkhead {
+fn bulkhead(limit: u32) -> Bulkhead {
     Bulkhead::new("upstream", limit, SECOND).unwrap()
 }
 

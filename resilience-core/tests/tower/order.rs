@@ -6,7 +6,7 @@ use super::*;
 async fn the_order_is_the_pipelines() {
     let (breaker, bulkhead) = (breaker(2), bulkhead(1));
     let shedder = LoadShedder::new("upstream", &Prioritizer::new(), 8).unwrap();
-    let builder = Pipeline::builder("upstream").shed(shedder.clone()).retry(retry(5));
+    let builder = Pipeline::builder("upstream").shedder(shedder.clone()).retry(retry(5));
     let builder = builder.attempt_timeout(SECOND).bulkhead(bulkhead.clone());
     let pipeline = builder.breaker(breaker.clone()).build().unwrap();
     let layer = PipelineLayer::new(pipeline).clone_request().calls(Call::read());

@@ -34,7 +34,7 @@ pub const SIMULATION: Simulation = Simulation {
 
 const RATE: f64 = 1000.0;
 /// Workers of the database, and the time that each takes: 100 queries a second.
-const WORKERS: usize = 10;
+const WORKERS: u32 = 10;
 const QUERY: Duration = Duration::from_millis(100);
 const KEYS: u32 = 100_000;
 const EXPONENT: f64 = 1.3;
@@ -129,7 +129,7 @@ fn shed() -> Layers {
 async fn flushed(layers: Layers, seconds: usize) -> Seen {
     let client = Rc::new(Client {
         layers,
-        database: Station::new(WORKERS, QUERY),
+        database: Station::new(WORKERS as usize, QUERY),
         cache: RefCell::new(Cache::full()),
         seen: RefCell::default(),
         start: Instant::now(),

@@ -31,7 +31,7 @@ pub const SIMULATION: Simulation = Simulation {
 };
 
 const SECOND: Duration = Duration::from_secs(1);
-const WORKERS: usize = 10;
+const WORKERS: u32 = 10;
 const WORK: Duration = Duration::from_millis(50);
 const CAPACITY: f64 = 200.0;
 /// The longest wait for a place in the bulkhead.
@@ -112,7 +112,7 @@ async fn surge(layers: Layers) -> Seen {
     let at = |second: u32| start + SECOND * second;
     let world = Rc::new(World {
         layers,
-        service: Station::new(WORKERS, WORK),
+        service: Station::new(WORKERS as usize, WORK),
         surge: at(SURGING.start)..at(SURGING.end),
         seen: RefCell::default(),
     });

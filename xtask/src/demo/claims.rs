@@ -1,5 +1,8 @@
 //! What the demo claims, each proven from outside.
 
+mod calm;
+mod outage;
+
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -7,15 +10,12 @@ use serde_json::{Value, json};
 
 use crate::clock::{Deadline, Stopwatch, pause};
 use crate::interrupt;
-use crate::progress::say;
-use crate::servers::{Servers, Service};
+use crate::servers::Servers;
 
 use super::app::App;
 use super::http::Reply;
 use super::outside::Outside;
 
-/// No answer of the service is later than this.
-const LATEST: Duration = Duration::from_millis(2100);
 /// The words that are searched for, and the same as a query of OpenSearch.
 const WORDS: &str = "solar%20lantern";
 const COUNT_WORDS: &str = "default_operator=AND&q=solar%20lantern";
@@ -44,310 +44,71 @@ pub struct Claim {
 
 /// The claims, in the order of the README and of the story.
 pub const CLAIMS: &[Claim] = &[
-    Claim { text: "5,000 campaigns are in PostgreSQL and in OpenSearch", prove: both_hold_all },
+    Claim {
+        text: "5,000 campaigns are in PostgreSQL and in OpenSearch",
+        prove: calm::both_hold_all,
+    },
     Claim {
         text: "a search is answered by OpenSearch, with what its own count says",
-        prove: search_is_from_opensearch,
+        prove: calm::search_is_from_opensearch,
     },
     Claim {
         text: "a campaign that was read is in Redis, with a time to live",
-        prove: a_read_campaign_is_cached,
+        prove: calm::a_read_campaign_is_cached,
     },
-    Claim { text: "the next read comes from that cache", prove: the_next_read_is_a_cache_hit },
-    Claim { text: "a donation is one row and one sum in PostgreSQL", prove: a_donation_is_booked },
+    Claim {
+        text: "the next read comes from that cache",
+        prove: calm::the_next_read_is_a_cache_hit,
+    },
+    Claim {
+        text: "a donation is one row and one sum in PostgreSQL",
+        prove: calm::a_donation_is_booked,
+    },
     Claim {
         text: "a donation sent twice is booked once",
-        prove: a_repeated_donation_is_booked_once,
+        prove: calm::a_repeated_donation_is_booked_once,
     },
     Claim {
         text: "a donation sent ten times at once is booked once",
-        prove: a_stampede_is_booked_once,
+        prove: calm::a_stampede_is_booked_once,
     },
     Claim {
         text: "a session is a key in Redis, and ends when it is told to",
-        prove: a_session_begins_and_ends,
+        prove: calm::a_session_begins_and_ends,
     },
-    Claim { text: "a session expires by itself", prove: a_session_expires },
-    Claim { text: "health: alive, ready, and every service healthy", prove: all_is_healthy },
-    Claim { text: "metrics: calls by service and outcome, circuits closed", prove: metrics_tell },
+    Claim { text: "a session expires by itself", prove: calm::a_session_expires },
+    Claim { text: "health: alive, ready, and every service healthy", prove: calm::all_is_healthy },
+    Claim {
+        text: "metrics: calls by service and outcome, circuits closed",
+        prove: calm::metrics_tell,
+    },
     Claim {
         text: "with OpenSearch stopped, a search is answered from PostgreSQL and says so",
-        prove: search_degrades,
+        prove: outage::search_degrades,
     },
     Claim {
         text: "with OpenSearch stopped, thirty searches are answered in time, none with 5xx",
-        prove: searches_are_in_time,
+        prove: outage::searches_are_in_time,
     },
     Claim {
         text: "the circuit of OpenSearch is open in /health/circuit-breakers",
-        prove: the_circuit_is_open,
+        prove: outage::the_circuit_is_open,
     },
     Claim {
         text: "the service stays ready, and reports itself degraded",
-        prove: degraded_is_ready,
+        prove: outage::degraded_is_ready,
     },
-    Claim { text: "the alert is in the log", prove: the_alert_is_logged },
+    Claim { text: "the alert is in the log", prove: outage::the_alert_is_logged },
     Claim {
         text: "with OpenSearch back, searches come from it again and the circuit closes by itself",
-        prove: it_recovers,
+        prove: outage::it_recovers,
     },
-    Claim { text: "the alert is resolved, in the log too", prove: the_alert_is_resolved },
+    Claim { text: "the alert is resolved, in the log too", prove: outage::the_alert_is_resolved },
     Claim {
         text: "told to end, the service finishes what runs and ends within its grace",
         prove: it_shuts_down,
     },
 ];
-
-fn both_hold_all(stage: &mut Stage) -> Result<String> {
-    eventually("5,000 in both", Duration::from_secs(20), || {
-        let rows = stage.outside.sql("SELECT count(*) FROM campaigns").unwrap_or_default();
-        let documents = stage.outside.count("").unwrap_or_default();
-        ensure!(rows == "5000" && documents == 5000, "{rows} rows and {documents} documents");
-        Ok(format!("{rows} rows, {documents} documents"))
-    })
-}
-
-fn search_is_from_opensearch(stage: &mut Stage) -> Result<String> {
-    let found = search(stage)?;
-    let counted = stage.outside.count(COUNT_WORDS)?;
-    ensure!(found["source"] == "opensearch" && found["degraded"] == false, "{found}");
-    let hits = hits(&found);
-    ensure!(counted > 0 && hits == counted.min(20), "{hits} hits, OpenSearch counts {counted}");
-    Ok(format!("{hits} hits of {counted}"))
-}
-
-fn a_read_campaign_is_cached(stage: &mut Stage) -> Result<String> {
-    stage.outside.redis(&["DEL", "campaign:17"])?;
-    let campaign = ok(stage.app.client().get("/campaigns/17")?)?;
-    let cached: Value = serde_json::from_str(&stage.outside.redis(&["GET", "campaign:17"])?)?;
-    ensure!(campaign == cached, "answered {campaign}, cached {cached}");
-    let left: u64 = stage.outside.redis(&["TTL", "campaign:17"])?.parse()?;
-    ensure!((1..=60).contains(&left), "{left} s to live");
-    Ok(format!("campaign:17, {left} s to live"))
-}
-
-fn the_next_read_is_a_cache_hit(stage: &mut Stage) -> Result<String> {
-    let mut cached: Value = serde_json::from_str(&stage.outside.redis(&["GET", "campaign:17"])?)?;
-    cached["title"] = "only in the cache".into();
-    stage.outside.redis(&["SET", "campaign:17", &cached.to_string(), "KEEPTTL"])?;
-    let campaign = ok(stage.app.client().get("/campaigns/17")?)?;
-    stage.outside.redis(&["DEL", "campaign:17"])?;
-    ensure!(campaign["title"] == "only in the cache", "answered {campaign}");
-    let in_the_database = stage.outside.sql("SELECT title FROM campaigns WHERE id = 17")?;
-    Ok(format!("a title that PostgreSQL does not have ({in_the_database:?})"))
-}
-
-fn a_donation_is_booked(stage: &mut Stage) -> Result<String> {
-    let before = raised(stage, 21)?;
-    let reply = donate(stage, 21, "first", 2_500)?;
-    ensure!(reply.status == 201, "{} {}", reply.status, reply.body);
-    let after = raised(stage, 21)?;
-    ensure!(
-        after - before == 2_500 && booked(stage, 21, "first")? == "1",
-        "{before} before, {after} after"
-    );
-    Ok(format!("{before} → {after} cents"))
-}
-
-fn a_repeated_donation_is_booked_once(stage: &mut Stage) -> Result<String> {
-    let before = raised(stage, 21)?;
-    let reply = donate(stage, 21, "first", 2_500)?;
-    ensure!(
-        reply.status == 200 && reply.json()?["repeated"] == true,
-        "{} {}",
-        reply.status,
-        reply.body
-    );
-    ensure!(raised(stage, 21)? == before && booked(stage, 21, "first")? == "1", "booked again");
-    Ok("one row, the same sum".to_owned())
-}
-
-fn a_stampede_is_booked_once(stage: &mut Stage) -> Result<String> {
-    let before = raised(stage, 22)?;
-    let replies: Vec<_> = std::thread::scope(|scope| {
-        let senders: Vec<_> =
-            (0..10).map(|_| scope.spawn(|| donate(stage, 22, "stampede", 700))).collect();
-        senders
-            .into_iter()
-            .map(|sender| sender.join().expect("it does not panic"))
-            .collect::<Result<_>>()
-    })?;
-    let created = replies.iter().filter(|reply| reply.status == 201).count();
-    let repeated = replies.iter().filter(|reply| reply.status == 200).count();
-    ensure!((created, repeated) == (1, 9), "{created} created, {repeated} repeated");
-    ensure!(
-        raised(stage, 22)? - before == 700 && booked(stage, 22, "stampede")? == "1",
-        "booked more than once"
-    );
-    Ok("one of ten".to_owned())
-}
-
-fn a_session_begins_and_ends(stage: &mut Stage) -> Result<String> {
-    let (token, bearer) = session(stage, 60)?;
-    ensure!(stage.outside.redis(&["GET", &format!("session:{token}")])? == "ada", "not in Redis");
-    let client = stage.app.client();
-    let seen = client.send("GET", "/session", &[("Authorization", &bearer)], None)?;
-    ensure!(seen.status == 200 && seen.json()?["user"] == "ada", "{} {}", seen.status, seen.body);
-    let ended = client.send("DELETE", "/session", &[("Authorization", &bearer)], None)?;
-    let left = stage.outside.redis(&["EXISTS", &format!("session:{token}")])?;
-    ensure!(ended.status == 204 && left == "0", "{} {left}", ended.status);
-    Ok("there, then gone".to_owned())
-}
-
-fn a_session_expires(stage: &mut Stage) -> Result<String> {
-    let (token, bearer) = session(stage, 1)?;
-    eventually("the session is gone", Duration::from_secs(3), || {
-        let reply =
-            stage.app.client().send("GET", "/session", &[("Authorization", &bearer)], None)?;
-        let left = stage.outside.redis(&["EXISTS", &format!("session:{token}")])?;
-        ensure!(reply.status == 401 && left == "0", "{} {left}", reply.status);
-        Ok("401, and no key".to_owned())
-    })
-}
-
-fn all_is_healthy(stage: &mut Stage) -> Result<String> {
-    let client = stage.app.client();
-    ensure!(client.get("/health")?.status == 200, "not alive");
-    eventually("healthy and ready", Duration::from_secs(5), || {
-        let ready = client.get("/ready")?;
-        let detailed = client.get("/health/detailed")?.json()?;
-        ensure!(
-            ready.status == 200 && detailed["status"] == "healthy",
-            "{} {detailed}",
-            ready.status
-        );
-        for service in ["database", "redis", "opensearch"] {
-            ensure!(detailed["services"][service]["status"] == "healthy", "{service}: {detailed}");
-        }
-        Ok("database, redis, opensearch".to_owned())
-    })
-}
-
-fn metrics_tell(stage: &mut Stage) -> Result<String> {
-    let metrics = stage.app.client().get("/metrics")?;
-    let calls = metrics
-        .body
-        .lines()
-        .filter(|line| line.starts_with("db_client_operation_duration_seconds_count"))
-        .count();
-    ensure!(metrics.status == 200 && calls >= 3, "{} {calls}", metrics.status);
-    for name in ["database", "redis", "opensearch"] {
-        let closed = metrics.body.lines().any(|line| {
-            let labels =
-                line.contains(&format!("name=\"{name}\"")) && line.contains("state=\"closed\"");
-            line.starts_with("resilience_circuit_breaker_state{") && labels && line.ends_with(" 1")
-        });
-        ensure!(closed, "{name} is not closed in /metrics");
-    }
-    for system in ["postgresql", "redis", "opensearch"] {
-        ensure!(
-            metrics.body.contains(&format!("db_system_name=\"{system}\"")),
-            "no call to {system}"
-        );
-    }
-    Ok(format!("{calls} kinds of calls, 3 circuits closed"))
-}
-
-fn search_degrades(stage: &mut Stage) -> Result<String> {
-    say("demo", "stopping OpenSearch");
-    stage.servers.stop(Service::Opensearch)?;
-    ensure!(stage.servers.check(Service::Opensearch).is_err(), "OpenSearch still answers");
-    let found = search(stage)?;
-    ensure!(found["source"] == "postgres" && found["degraded"] == true, "{found}");
-    let counted: u64 = stage.outside.sql(SQL_WORDS)?.parse()?;
-    let hits = hits(&found);
-    ensure!(counted > 0 && hits == counted.min(20), "{hits} hits, PostgreSQL counts {counted}");
-    Ok(format!("{hits} hits of {counted}"))
-}
-
-fn searches_are_in_time(stage: &mut Stage) -> Result<String> {
-    let mut latest = Duration::ZERO;
-    for _ in 0..30 {
-        let reply = stage.app.client().get(&format!("/campaigns?q={WORDS}"))?;
-        ensure!(reply.status == 200, "{} {}", reply.status, reply.body);
-        latest = latest.max(reply.took);
-    }
-    ensure!(latest <= LATEST, "the latest took {latest:?}");
-    Ok(format!("the latest took {} ms", latest.as_millis()))
-}
-
-fn the_circuit_is_open(stage: &mut Stage) -> Result<String> {
-    // Between probes it may be half-open for an instant: ask until seen open.
-    eventually("open", Duration::from_secs(5), || {
-        search(stage)?;
-        let breakers = stage.app.client().get("/health/circuit-breakers")?.json()?;
-        let state = &breakers["opensearch"];
-        ensure!(state["state"] == "open", "{state}");
-        Ok(format!("{} failures", state["calls"]["failure"]))
-    })
-}
-
-fn degraded_is_ready(stage: &mut Stage) -> Result<String> {
-    eventually("degraded and ready", Duration::from_secs(5), || {
-        let ready = stage.app.client().get("/ready")?;
-        let detailed = stage.app.client().get("/health/detailed")?.json()?;
-        ensure!(
-            ready.status == 200 && detailed["status"] == "degraded",
-            "{} {}",
-            ready.status,
-            detailed["status"]
-        );
-        let alerts = detailed["alerts"].as_array().map_or(0, Vec::len);
-        ensure!(alerts > 0, "no alert is active");
-        Ok(format!("200, degraded, {alerts} alerts active"))
-    })
-}
-
-fn the_alert_is_logged(stage: &mut Stage) -> Result<String> {
-    eventually("the alert", Duration::from_secs(5), || {
-        let log = stage.app.log()?;
-        let is_alert = |line: &&str| {
-            line.contains("ERROR") && line.contains("alert") && line.contains("opensearch")
-        };
-        let line = log.lines().find(is_alert).context("no such line")?;
-        Ok(plain(line))
-    })
-}
-
-fn it_recovers(stage: &mut Stage) -> Result<String> {
-    say("demo", "starting OpenSearch");
-    stage.servers.start(Service::Opensearch)?;
-    stage.servers.wait_ready(Service::Opensearch, Duration::from_secs(40))?;
-    let watch = Stopwatch::start();
-    // The reset timeout is 2 s; two more for the probes that close the circuit.
-    eventually("from OpenSearch, circuit closed", Duration::from_secs(4), || {
-        let found = search(stage)?;
-        ensure!(
-            found["source"] == "opensearch" && found["degraded"] == false,
-            "{}",
-            found["source"]
-        );
-        let breakers = stage.app.client().get("/health/circuit-breakers")?.json()?;
-        let state = &breakers["opensearch"];
-        ensure!(state["state"] == "closed", "{state}");
-        Ok(format!("{:.1} s after its first answer", watch.elapsed().as_secs_f64()))
-    })
-}
-
-fn the_alert_is_resolved(stage: &mut Stage) -> Result<String> {
-    let line = eventually("resolved", Duration::from_secs(5), || {
-        let log = stage.app.log()?;
-        let line =
-            log.lines().find(|line| line.contains("resolved") && line.contains("opensearch"));
-        let line = line.context("no such line")?.to_owned();
-        let detailed = stage.app.client().get("/health/detailed")?.json()?;
-        // The error rate is one of the last minute, and clears when that is over.
-        let alerts = detailed["alerts"].as_array().context("no alerts in the body")?;
-        let left: Vec<_> = alerts.iter().filter(|alert| alert["rule"] != "error_rate").collect();
-        ensure!(
-            left.is_empty() && detailed["status"] == "healthy",
-            "{left:?}, {}",
-            detailed["status"]
-        );
-        Ok(line)
-    })?;
-    Ok(plain(&line))
-}
 
 fn it_shuts_down(stage: &mut Stage) -> Result<String> {
     let hold =

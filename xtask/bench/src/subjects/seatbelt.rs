@@ -65,19 +65,11 @@ fn four_layers<F>(
 where
     F: Future<Output = Answer> + Send + 'static,
 {
-    let context = context();
     let service = (
-        Timeout::layer("bench", &context)
+        Timeout::layer("bench", &context())
             .timeout_error(|_| Refused)
             .timeout(Duration::from_secs(60)),
-        Retry::layer("bench", &context).clone_input().recovery_with(|answer, _| recovery(answer)),
-        Breaker::layer("bench", &context)
-            .recovery_with(|answer, _| recovery(answer))
-            .rejected_input_error(|_, _| Refused),
-        Timeout::layer("bench", &context)
-            .timeout_error(|_| Refused)
-            .timeout(Duration::from_secs(30)),
-        Execute::new(operation),
+        three_layers(operation),
     );
     service.into_service()
 }

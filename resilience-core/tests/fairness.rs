@@ -64,7 +64,7 @@ async fn a_hedge_has_its_whole_attempt_timeout() {
 async fn a_wait_for_ones_turn_takes_nothing_from_the_attempt() {
     let limiter = resilience_core::RateLimiter::builder("r", 1, 5 * SECOND).build().unwrap();
     let pipeline =
-        Pipeline::builder("p").attempt_timeout(3 * SECOND).rate_limit(limiter).build().unwrap();
+        Pipeline::builder("p").attempt_timeout(3 * SECOND).rate_limiter(limiter).build().unwrap();
     for _ in 0..2 {
         pipeline
             .run(Call::read(), &AnyError, |_| async {
