@@ -7,7 +7,7 @@ use std::time::Duration;
 pub use crate::limit_algorithm::LimitAlgorithm;
 use crate::limit_algorithm::{Estimate, Sample};
 use crate::places::{Home, Line, Places};
-use crate::{BulkheadFull, Deadline, InvalidSetting, Outcome, Rejections};
+use crate::{BulkheadFull, Deadline, InvalidSetting, Name, Outcome, Rejections};
 
 /// A limit on calls in flight that follows what the service can take. Cheap to clone: clones share it.
 ///
@@ -35,7 +35,7 @@ pub struct AdaptiveLimit {
 
 #[derive(Debug)]
 struct Shared {
-    name: Arc<str>,
+    name: Name,
     places: Places,
     /// That of the estimate, for those who are admitted.
     generation: AtomicU32,
@@ -44,7 +44,7 @@ struct Shared {
 
 impl AdaptiveLimit {
     /// An AIMD limit from 20, between 1 and 200, with a queue of 1,024 and a wait of 5 s.
-    pub fn builder(name: impl Into<Arc<str>>) -> AdaptiveLimitBuilder {
+    pub fn builder(name: impl Into<Name>) -> AdaptiveLimitBuilder {
         AdaptiveLimitBuilder {
             name: name.into(),
             algorithm: LimitAlgorithm::default(),
@@ -57,7 +57,7 @@ impl AdaptiveLimit {
 
     /// Its name.
     #[must_use]
-    pub fn name(&self) -> &Arc<str> {
+    pub fn name(&self) -> &Name {
         &self.shared.name
     }
 
@@ -141,7 +141,7 @@ impl AdaptiveLimit {
 impl Shared {
     async fn queue(&self, deadline: Deadline) -> Result<(), BulkheadFull> {
         self.places.take(deadline).await.map_err(|reason| {
-            let (name, limit) = (Arc::clone(&self.name), self.places.limit());
+            let (name, limit) = (self.name.clone(), self.places.limit());
             BulkheadFull { name, limit, reason }
         })
     }
@@ -172,7 +172,7 @@ impl Shared {
 #[derive(Clone, Debug)]
 #[must_use]
 pub struct AdaptiveLimitBuilder {
-    name: Arc<str>,
+    name: Name,
     algorithm: LimitAlgorithm,
     min: u32,
     max: u32,

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::places::{Home, Line, Places};
-use crate::{BulkheadFull, Deadline, InvalidSetting};
+use crate::{BulkheadFull, Deadline, InvalidSetting, Name};
 
 /// A limit on calls in flight, with a bounded wait for a place. Cheap to clone: clones share the places.
 ///
@@ -30,7 +30,7 @@ pub struct Bulkhead {
 
 #[derive(Debug)]
 struct Shared {
-    name: Arc<str>,
+    name: Name,
     places: Places,
 }
 
@@ -42,7 +42,7 @@ impl Bulkhead {
     ///
     /// [`InvalidSetting`] for a limit of 0, or a wait above a day.
     pub fn new(
-        name: impl Into<Arc<str>>,
+        name: impl Into<Name>,
         limit: usize,
         wait: Duration,
     ) -> Result<Self, InvalidSetting> {
@@ -50,13 +50,13 @@ impl Bulkhead {
     }
 
     /// A bulkhead of 64 places, with a queue of 1,024 and a wait of 5 s.
-    pub fn builder(name: impl Into<Arc<str>>) -> BulkheadBuilder {
+    pub fn builder(name: impl Into<Name>) -> BulkheadBuilder {
         BulkheadBuilder { name: name.into(), limit: 64, line: Line::default() }
     }
 
     /// Its name.
     #[must_use]
-    pub fn name(&self) -> &Arc<str> {
+    pub fn name(&self) -> &Name {
         &self.shared.name
     }
 
@@ -137,7 +137,7 @@ impl Bulkhead {
 impl Shared {
     async fn queue(&self, deadline: Deadline) -> Result<(), BulkheadFull> {
         self.places.take(deadline).await.map_err(|reason| {
-            let (name, limit) = (Arc::clone(&self.name), self.places.limit());
+            let (name, limit) = (self.name.clone(), self.places.limit());
             BulkheadFull { name, limit, reason }
         })
     }
@@ -147,7 +147,7 @@ impl Shared {
 #[derive(Clone, Debug)]
 #[must_use]
 pub struct BulkheadBuilder {
-    name: Arc<str>,
+    name: Name,
     limit: usize,
     line: Line,
 }

@@ -1,10 +1,9 @@
 //! Why a call did not succeed, and when to come back.
 
 use std::convert::Infallible;
-use std::sync::Arc;
 use std::time::Duration;
 
-use crate::{Blame, Replay, Shed, Throttled, Verdict};
+use crate::{Blame, Name, Replay, Shed, Throttled, Verdict};
 
 /// Why a call did not succeed.
 ///
@@ -162,7 +161,7 @@ pub struct Failed<E> {
 #[non_exhaustive]
 pub struct CircuitOpen {
     /// The breaker's name.
-    pub name: Arc<str>,
+    pub name: Name,
     /// The soonest another try is worth making.
     pub retry_after: Duration,
 }
@@ -173,7 +172,7 @@ pub struct CircuitOpen {
 #[non_exhaustive]
 pub struct DeadlineExceeded {
     /// The pipeline's name.
-    pub name: Arc<str>,
+    pub name: Name,
     /// Attempts made; 0 where the deadline had passed before the first.
     pub attempts: u32,
     /// Time from the call to this answer.
@@ -189,7 +188,7 @@ pub struct DeadlineExceeded {
 #[non_exhaustive]
 pub struct AttemptTimeout {
     /// The pipeline's name.
-    pub name: Arc<str>,
+    pub name: Name,
     /// Attempts made, this one included.
     pub attempts: u32,
     /// The time it was given.
@@ -204,7 +203,7 @@ pub struct AttemptTimeout {
 #[non_exhaustive]
 pub struct BulkheadFull {
     /// The bulkhead's name.
-    pub name: Arc<str>,
+    pub name: Name,
     /// How many calls may be in flight.
     pub limit: usize,
     /// Why it did not get one of the places that come free.
@@ -228,7 +227,7 @@ pub enum FullReason {
 #[non_exhaustive]
 pub struct RateLimited {
     /// The limiter's name.
-    pub name: Arc<str>,
+    pub name: Name,
     /// The soonest another try is worth making.
     pub retry_after: Duration,
 }
@@ -239,7 +238,7 @@ pub struct RateLimited {
 #[non_exhaustive]
 pub struct Injected {
     /// The chaos' name.
-    pub name: Arc<str>,
+    pub name: Name,
 }
 
 impl Injected {
@@ -256,7 +255,7 @@ impl Injected {
 #[non_exhaustive]
 pub struct Draining {
     /// The pipeline's name.
-    pub name: Arc<str>,
+    pub name: Name,
 }
 
 /// A setting that cannot be built.

@@ -18,7 +18,7 @@ use tokio::time::{Instant, sleep_until};
 
 use crate::deadline::{FAR, later};
 use crate::latency::{RecentLatency, held_up};
-use crate::{Deadline, InvalidSetting, RetryBudget};
+use crate::{Deadline, InvalidSetting, Name, RetryBudget};
 
 /// Samples before a learned delay is known.
 const MIN_SAMPLES: u32 = 100;
@@ -49,7 +49,7 @@ pub struct Hedge {
 
 #[derive(Debug)]
 struct Shared {
-    name: Arc<str>,
+    name: Name,
     delay: Delay,
     max_hedges: u32,
     budget: RetryBudget,
@@ -66,7 +66,7 @@ impl Hedge {
     /// A hedge after the 95th percentile of recent latency, within a budget of 10 % of the calls and 10.
     pub fn builder() -> HedgeBuilder {
         HedgeBuilder {
-            name: Arc::from("hedge"),
+            name: Name::from("hedge"),
             delay: DelaySetting::Quantile(0.95),
             max_hedges: 1,
             budget: RetryBudget::default(),
@@ -91,7 +91,7 @@ impl Hedge {
 
     /// The name under which logs speak of it outside a pipeline.
     #[cfg(feature = "tower")]
-    pub(crate) fn name(&self) -> &Arc<str> {
+    pub(crate) fn name(&self) -> &Name {
         &self.shared.name
     }
 
@@ -140,7 +140,7 @@ impl Hedge {
     /// It allocates nothing, and arms no timer for what is ready at once, unless a hedge is started.
     pub(crate) async fn race<O, Fut>(
         &self,
-        name: &Arc<str>,
+        name: &Name,
         deadline: Option<Deadline>,
         mut operation: impl FnMut(u32) -> Fut,
         standing: impl Fn(&O) -> Standing,
@@ -208,7 +208,7 @@ impl Hedge {
 #[derive(Clone, Debug)]
 #[must_use]
 pub struct HedgeBuilder {
-    name: Arc<str>,
+    name: Name,
     delay: DelaySetting,
     max_hedges: u32,
     budget: RetryBudget,
@@ -222,7 +222,7 @@ enum DelaySetting {
 
 impl HedgeBuilder {
     /// The name under which logs speak of it; default `hedge`. Within a pipeline, the pipeline's counts.
-    pub fn name(self, name: impl Into<Arc<str>>) -> Self {
+    pub fn name(self, name: impl Into<Name>) -> Self {
         Self { name: name.into(), ..self }
     }
 
@@ -421,7 +421,7 @@ mod tests {
         let hedges = (attempts.len() as u32 - 1).max(1);
         let hedge =
             Hedge::builder().delay(Duration::from_millis(10)).max_hedges(hedges).build().unwrap();
-        let name = Arc::from("test");
+        let name = Name::from("test");
         let operation = |number: u32| {
             let (time, standing) = attempts[number as usize];
             async move {

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 
-use crate::CircuitState;
+use crate::{CircuitState, Name};
 
 static OBSERVERS: LazyLock<ArcSwap<Vec<Arc<dyn Observe>>>> = LazyLock::new(ArcSwap::default);
 
@@ -62,7 +62,7 @@ pub enum Event<'a> {
     /// A circuit changed its state.
     CircuitTransition {
         /// The breaker's name.
-        name: &'a Arc<str>,
+        name: &'a Name,
         /// The state it left.
         from: CircuitState,
         /// The state it is in.
@@ -73,7 +73,7 @@ pub enum Event<'a> {
     /// An attempt failed and another is due after `delay`.
     RetryScheduled {
         /// The pipeline's or policy's name.
-        name: &'a Arc<str>,
+        name: &'a Name,
         /// Attempts made so far, 1 or more.
         attempts: u32,
         /// Time until the next.
@@ -82,12 +82,12 @@ pub enum Event<'a> {
     /// A retry was due but the budget had nothing left.
     RetryBudgetExhausted {
         /// The pipeline's or policy's name.
-        name: &'a Arc<str>,
+        name: &'a Name,
     },
     /// A call through a pipeline ended, or its future was dropped.
     CallEnded {
         /// The pipeline's name.
-        name: &'a Arc<str>,
+        name: &'a Name,
         /// What was asked: a fixed word such as `read` or `write`.
         operation: &'static str,
         /// How it ended.
@@ -100,28 +100,28 @@ pub enum Event<'a> {
     /// A pool opened a connection.
     ConnectionCreated {
         /// The pool's name.
-        pool: &'a Arc<str>,
+        pool: &'a Name,
         /// Time it took.
         elapsed: Duration,
     },
     /// A pool lent a connection.
     ConnectionAcquired {
         /// The pool's name.
-        pool: &'a Arc<str>,
+        pool: &'a Name,
         /// Time the borrower waited.
         waited: Duration,
     },
     /// A borrowed connection came back, or was given up.
     ConnectionReleased {
         /// The pool's name.
-        pool: &'a Arc<str>,
+        pool: &'a Name,
         /// Time it was borrowed.
         used: Duration,
     },
     /// A borrower waited as long as it may and got nothing.
     AcquireTimedOut {
         /// The pool's name.
-        pool: &'a Arc<str>,
+        pool: &'a Name,
     },
 }
 

@@ -31,7 +31,7 @@ use crate::nesting::{self, Inner};
 use crate::observe::CallOutcome;
 use crate::{
     Blame, Bulkhead, CallError, CircuitBreaker, Classify, Deadline, DeadlineExceeded, Drained,
-    Draining, Hedge, LoadShedder, Rank, RetryBudget, RetryPolicy, Throttle, Timeout,
+    Draining, Hedge, LoadShedder, Name, Rank, RetryBudget, RetryPolicy, Throttle, Timeout,
 };
 use attempts::{Ended, refused, standing};
 use limit::Limit;
@@ -64,7 +64,7 @@ pub struct Pipeline {
 
 #[derive(Debug)]
 struct Layers {
-    name: Arc<str>,
+    name: Name,
     deadline: Duration,
     gate: Gate,
     shedder: Option<LoadShedder>,
@@ -93,7 +93,7 @@ enum Guard {
 
 impl Pipeline {
     /// A pipeline with a deadline of 60 s and an attempt timeout of 30 s, and no other layer.
-    pub fn builder(name: impl Into<Arc<str>>) -> PipelineBuilder {
+    pub fn builder(name: impl Into<Name>) -> PipelineBuilder {
         PipelineBuilder::new(name.into())
     }
 
@@ -103,17 +103,17 @@ impl Pipeline {
     /// Deadline 60 s, attempt timeout 30 s; 3 retries from 1 s up to 60 s, within a budget of 10 % of the
     /// calls and 10; a circuit that opens after 10 failures in a row, for 120 s, and closes after 3 probes;
     /// 64 calls in flight, with no wait for a place. All of it can be set anew on the builder.
-    pub fn optional_service(name: impl Into<Arc<str>>) -> PipelineBuilder {
+    pub fn optional_service(name: impl Into<Name>) -> PipelineBuilder {
         let name = name.into();
         let attempt_timeout = Duration::from_secs(30);
-        let breaker = CircuitBreaker::builder(Arc::clone(&name))
+        let breaker = CircuitBreaker::builder(name.clone())
             .fail_max(10)
             .reset_timeout(Duration::from_secs(120))
             .success_threshold(3)
             .probe_lease(attempt_timeout)
             .build()
             .expect("the settings are valid");
-        let bulkhead = Bulkhead::new(Arc::clone(&name), 64, Duration::ZERO);
+        let bulkhead = Bulkhead::new(name.clone(), 64, Duration::ZERO);
         let retry = RetryPolicy::builder().budget(RetryBudget::default()).build();
         Self::builder(name)
             .attempt_timeout(attempt_timeout)
@@ -124,7 +124,7 @@ impl Pipeline {
 
     /// Its name.
     #[must_use]
-    pub fn name(&self) -> &Arc<str> {
+    pub fn name(&self) -> &Name {
         &self.layers.name
     }
 
@@ -183,7 +183,7 @@ impl Pipeline {
         let mut record = Record::new(&layers.name, &call, layers.deadline);
         if inside.is_none() {
             record.outcome = CallOutcome::Rejected;
-            return Err(Draining { name: Arc::clone(&layers.name) }.into());
+            return Err(Draining { name: layers.name.clone() }.into());
         }
         let result = layers.call(call.rank, classifier, &mut operation, &record).await;
         let result = result.map_err(|ended| ended.error);
@@ -256,7 +256,7 @@ impl Pipeline {
                 let attempts = error.attempts();
                 let falling_back = whole.scope(async { fallback(error).await });
                 timeout_at(whole.instant(), falling_back).await.unwrap_or_else(|_| {
-                    let name = Arc::clone(&self.layers.name);
+                    let name = self.layers.name.clone();
                     let elapsed = started.elapsed();
                     let blame = Blame::Local; // The fallback is the application's own.
                     Err(CallError::from(DeadlineExceeded { name, attempts, elapsed, blame }).into())

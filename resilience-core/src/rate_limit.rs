@@ -15,7 +15,7 @@ use governor::state::{InMemoryState, NotKeyed};
 use tokio::time::{Instant, sleep_until};
 
 use crate::places::{LONGEST_WAIT, Line, Places};
-use crate::{Deadline, InvalidSetting, RateLimited};
+use crate::{Deadline, InvalidSetting, Name, RateLimited};
 
 /// The longest time in which a used burst may come back: what the state of the algorithm holds with ease.
 const LONGEST_REFILL: Duration = Duration::from_secs(365 * 24 * 3600);
@@ -44,7 +44,7 @@ pub struct RateLimiter {
 
 #[derive(Debug)]
 struct Shared {
-    name: Arc<str>,
+    name: Name,
     cells: governor::RateLimiter<NotKeyed, InMemoryState, Ticks, NoOpMiddleware<Duration>>,
     clock: Ticks,
     /// The time from one call to the next at the full rate.
@@ -59,14 +59,14 @@ struct Shared {
 impl RateLimiter {
     /// A limiter of `calls` (1 or more) in `time` (above 0, a day at the most), at least a nanosecond
     /// for each.
-    pub fn builder(name: impl Into<Arc<str>>, calls: u32, time: Duration) -> RateLimiterBuilder {
+    pub fn builder(name: impl Into<Name>, calls: u32, time: Duration) -> RateLimiterBuilder {
         let queue = Line::default().max_waiting;
         RateLimiterBuilder { name: name.into(), calls, time, burst: calls, queue }
     }
 
     /// Its name.
     #[must_use]
-    pub fn name(&self) -> &Arc<str> {
+    pub fn name(&self) -> &Name {
         &self.shared.name
     }
 
@@ -159,7 +159,7 @@ impl Shared {
 
     fn reject(&self, retry_after: Duration) -> RateLimited {
         self.rejected.fetch_add(1, Ordering::Relaxed);
-        RateLimited { name: Arc::clone(&self.name), retry_after }
+        RateLimited { name: self.name.clone(), retry_after }
     }
 }
 
@@ -192,7 +192,7 @@ impl Clock for Ticks {
 #[derive(Clone, Debug)]
 #[must_use]
 pub struct RateLimiterBuilder {
-    name: Arc<str>,
+    name: Name,
     calls: u32,
     time: Duration,
     burst: u32,

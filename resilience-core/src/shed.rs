@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use crate::meter::Meter;
 use crate::prioritizer::INTERVAL;
 use crate::priority::LEVELS;
-use crate::{Bulkhead, InvalidSetting, Prioritizer, Priority, Rank};
+use crate::{Bulkhead, InvalidSetting, Name, Prioritizer, Priority, Rank};
 
 /// Sheds load by priority in front of one limiter. Cheap to clone.
 ///
@@ -49,7 +49,7 @@ pub struct LoadShedder {
 }
 
 struct Shared {
-    name: Arc<str>,
+    name: Name,
     prioritizer: Prioritizer,
     meter: Arc<Meter>,
     source: Source,
@@ -85,7 +85,7 @@ impl LoadShedder {
     ///
     /// [`InvalidSetting`] for a limit of 0 or above 2³¹.
     pub fn new(
-        name: impl Into<Arc<str>>,
+        name: impl Into<Name>,
         prioritizer: &Prioritizer,
         limit: usize,
     ) -> Result<Self, InvalidSetting> {
@@ -98,14 +98,14 @@ impl LoadShedder {
     /// A shedder in front of the limiter whose load `load` tells. It is asked once for each request: a
     /// few atomic loads, no more. A limit of 0 is taken for 1.
     pub fn watching(
-        name: impl Into<Arc<str>>,
+        name: impl Into<Name>,
         prioritizer: &Prioritizer,
         load: impl Fn() -> Load + Send + Sync + 'static,
     ) -> Self {
         Self::with_source(name.into(), prioritizer, Source::Watched(Box::new(load)))
     }
 
-    fn with_source(name: Arc<str>, prioritizer: &Prioritizer, source: Source) -> Self {
+    fn with_source(name: Name, prioritizer: &Prioritizer, source: Source) -> Self {
         let meter = Arc::default();
         prioritizer.register(&meter);
         let prioritizer = prioritizer.clone();
@@ -124,7 +124,7 @@ impl LoadShedder {
 
     /// Its name.
     #[must_use]
-    pub fn name(&self) -> &Arc<str> {
+    pub fn name(&self) -> &Name {
         &self.shared.name
     }
 
@@ -166,7 +166,7 @@ impl LoadShedder {
                 let priority = rank.priority();
                 meter.refuse(priority);
                 tracing::debug!(target: "shared_external::shed", %name, priority = priority.as_str(), "request shed");
-                return Err(Shed { name: Arc::clone(name), retry_after: INTERVAL });
+                return Err(Shed { name: name.clone(), retry_after: INTERVAL });
             }
         }
         meter.enter();
@@ -210,7 +210,7 @@ impl Drop for ShedGuard<'_> {
 #[non_exhaustive]
 pub struct Shed {
     /// The shedder's name.
-    pub name: Arc<str>,
+    pub name: Name,
     /// When the threshold may have moved.
     pub retry_after: Duration,
 }

@@ -1,10 +1,8 @@
 //! What a service's answer means: over HTTP, a failure comes as a response like any other.
 
-use std::sync::Arc;
-
 use tokio::time::Instant;
 
-use crate::{AnyError, CallError, Classify, DeadlineExceeded, Failed, Replay, Verdict};
+use crate::{AnyError, CallError, Classify, DeadlineExceeded, Failed, Name, Replay, Verdict};
 
 /// Says what an answer means, be it a response or an error. Any `Fn(&Result<T, E>) -> Option<Verdict>`
 /// is one; [`AnyError`] takes every error for a failure of the service, and every response for a success.
@@ -55,7 +53,7 @@ pub(super) struct Judged<'a> {
     /// Whether there is a copy of the request. Without one, no attempt may follow, whatever the verdict.
     pub(super) repeatable: bool,
     /// The name of the pipeline that makes the call, and since when, if it is to repeat what is not idempotent.
-    pub(super) write: Option<(&'a Arc<str>, Instant)>,
+    pub(super) write: Option<(&'a Name, Instant)>,
 }
 
 impl Judged<'_> {
@@ -69,7 +67,7 @@ impl Judged<'_> {
             {
                 // The response says that nothing was executed, but the attempt after it was cut off,
                 // and may have been.
-                let (name, elapsed) = (Arc::clone(name), started.elapsed());
+                let (name, elapsed) = (name.clone(), started.elapsed());
                 let (attempts, blame) = (attempts.saturating_add(1), verdict.blame);
                 return Err(DeadlineExceeded { name, attempts, elapsed, blame }.into());
             }

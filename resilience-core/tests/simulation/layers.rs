@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use fastrand::Rng;
-use resilience_core::{AdaptiveLimit, CircuitBreaker, RetryBudget, Timeout};
+use resilience_core::{AdaptiveLimit, CircuitBreaker, Name, RetryBudget, Timeout};
 
 use crate::laws::{AdaptiveLaws, BreakerLaws, BudgetLaws, ServiceLaws};
 
@@ -31,13 +31,13 @@ pub(crate) fn build_timeout(laws: &ServiceLaws, rng: &mut Rng) -> Timeout {
 }
 
 pub(crate) fn build_adaptive(
-    name: &str,
+    name: &Name,
     laws: &AdaptiveLaws,
     most: usize,
     wait: Duration,
 ) -> AdaptiveLimit {
     let small = |count: usize| u32::try_from(count).expect("it is small");
-    let limit = AdaptiveLimit::builder(name)
+    let limit = AdaptiveLimit::builder(name.clone())
         .algorithm(laws.algorithm)
         .min(small(laws.min))
         .max(small(most))
@@ -46,9 +46,9 @@ pub(crate) fn build_adaptive(
     limit.build().expect("drawn within range")
 }
 
-pub(crate) fn build_breaker(name: &str, laws: &BreakerLaws) -> CircuitBreaker {
+pub(crate) fn build_breaker(name: &Name, laws: &BreakerLaws) -> CircuitBreaker {
     let rules = laws.settings;
-    let mut breaker = CircuitBreaker::builder(name)
+    let mut breaker = CircuitBreaker::builder(name.clone())
         .window(rules.window)
         .minimum_calls(rules.minimum_calls)
         .reset_timeout(rules.reset_timeout)

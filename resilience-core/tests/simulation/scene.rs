@@ -8,8 +8,8 @@ use std::time::Duration;
 use fastrand::Rng;
 use resilience_core::{
     AdaptiveLimit, Attempt, Blame, Bulkhead, Call, CallError, CircuitBreaker, CircuitOpen,
-    CircuitState, Deadline, Drained, Hedge, LoadShedder, Outcome, Permit, Pipeline, Prioritizer,
-    Priority, Replay, RetryBudget, RetryPolicy, Throttle, Verdict,
+    CircuitState, Deadline, Drained, Hedge, LoadShedder, Name, Outcome, Permit, Pipeline,
+    Prioritizer, Priority, Replay, RetryBudget, RetryPolicy, Throttle, Verdict,
 };
 use tokio::time::{Instant, sleep};
 
@@ -360,12 +360,11 @@ impl Service {
         script: Script,
         rng: &mut Rng,
     ) -> Self {
-        let name = format!("service-{index}");
+        let name = Name::from(format!("service-{index}"));
         let breaker = laws.breaker.as_ref().map(|laws| build_breaker(&name, laws));
-        let bulkhead = laws
-            .bulkhead
-            .filter(|_| laws.adaptive.is_none())
-            .map(|(places, wait)| Bulkhead::new(&*name, places, wait).expect("drawn within range"));
+        let bulkhead = laws.bulkhead.filter(|_| laws.adaptive.is_none()).map(|(places, wait)| {
+            Bulkhead::new(name.clone(), places, wait).expect("drawn within range")
+        });
         let mut retry = RetryPolicy::builder()
             .max_retries(laws.max_retries)
             .base_delay(laws.max_delay / rng.u32(1..10))
@@ -375,7 +374,7 @@ impl Service {
         if let Some(budget) = laws.budget {
             retry = retry.budget(budgets[budget].clone());
         }
-        let mut pipeline = Pipeline::builder(&*name)
+        let mut pipeline = Pipeline::builder(name.clone())
             .deadline(laws.deadline)
             .timeout(build_timeout(laws, rng))
             .retry(retry.build().expect("drawn within range"));
@@ -394,7 +393,7 @@ impl Service {
             pipeline = pipeline.adaptive_limit(limit.clone());
         }
         if let Some(laws) = &laws.throttle {
-            let throttle = Throttle::builder(&*name)
+            let throttle = Throttle::builder(name.clone())
                 .window(laws.window)
                 .multiplier(laws.multiplier)
                 .max_rejection(laws.max_rejection)
@@ -402,7 +401,7 @@ impl Service {
             pipeline = pipeline.throttle(throttle.build().expect("drawn within range"));
         }
         if let Some(limit) = laws.shed {
-            let shedder = LoadShedder::new(&*name, &Prioritizer::new(), limit);
+            let shedder = LoadShedder::new(name.clone(), &Prioritizer::new(), limit);
             pipeline = pipeline.shed(shedder.expect("drawn within range"));
         }
         let hedge = laws.hedge.as_ref().map(|laws| {
@@ -415,14 +414,15 @@ impl Service {
         }
         #[cfg(feature = "rate-limit")]
         if let Some(laws) = &laws.rate {
-            let limiter = resilience_core::RateLimiter::builder(&*name, laws.calls, laws.time)
-                .burst(laws.burst)
-                .queue(laws.queue);
+            let limiter =
+                resilience_core::RateLimiter::builder(name.clone(), laws.calls, laws.time)
+                    .burst(laws.burst)
+                    .queue(laws.queue);
             pipeline = pipeline.rate_limit(limiter.build().expect("drawn within range"));
         }
         #[cfg(feature = "chaos")]
         if let Some(laws) = &laws.chaos {
-            let chaos = resilience_core::Chaos::builder(&*name)
+            let chaos = resilience_core::Chaos::builder(name.clone())
                 .faults(laws.faults)
                 .latency(laws.delayed, Duration::ZERO..=laws.delay)
                 .enabled(laws.enabled)
