@@ -5,7 +5,9 @@ use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use resilience_core::{CircuitSnapshot, Deadline, Health, HealthStatus, PoolStatus, Standstill};
+use resilience_core::{
+    CircuitSnapshot, Deadline, Health, HealthStatus, Name, PoolStatus, Standstill,
+};
 use serde::Serialize;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
@@ -60,7 +62,7 @@ impl ServiceMonitor {
 
     /// The service's name.
     #[must_use]
-    pub fn name(&self) -> &Arc<str> {
+    pub fn name(&self) -> &Name {
         &self.watched.plan.name
     }
 
@@ -122,11 +124,9 @@ impl ServiceMonitor {
     }
 
     /// The name under which calls to the service are counted.
-    pub(crate) fn calls_name(&self) -> Arc<str> {
+    pub(crate) fn calls_name(&self) -> Name {
         let plan = &self.watched.plan;
-        plan.check
-            .breaker()
-            .map_or_else(|| Arc::clone(&plan.name), |breaker| Arc::clone(breaker.name()))
+        plan.check.breaker().map_or_else(|| plan.name.clone(), |breaker| breaker.name().clone())
     }
 
     async fn check(&self) {

@@ -16,6 +16,16 @@ pub const MAX_NAMES: usize = 256;
 
 /// Labels.
 pub mod label {
+    use std::sync::Arc;
+
+    use metrics::SharedString;
+    use resilience_core::Name;
+
+    /// A name as the value of a label.
+    pub(crate) fn value(name: &Name) -> SharedString {
+        Arc::<str>::from(name.clone()).into()
+    }
+
     /// The name of a pipeline, breaker, retry policy or bulkhead.
     pub const NAME: &str = "name";
     /// How a call or an attempt ended.

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use metrics::{Counter, Histogram, Label, SharedString, counter, histogram};
-use resilience_core::{Backend, CallOutcome, CircuitState, Event, Observe};
+use resilience_core::{Backend, CallOutcome, CircuitState, Event, Name, Observe};
 
 use crate::capped::Capped;
 use crate::names::{self, OTHER, label};
@@ -40,7 +40,7 @@ impl MetricsObserver {
 
     /// Says what stands behind the pipeline `name`: the labels of its
     /// `db_client_operation_duration_seconds`. Until it is said, the system's name is `_OTHER`.
-    pub fn describe(&self, name: &Arc<str>, backend: Backend) {
+    pub fn describe(&self, name: &Name, backend: Backend) {
         self.calls.with(name, |calls| {
             calls.backend.store(Some(Arc::new(backend)));
             // Handles with the old labels must go.
@@ -96,9 +96,9 @@ struct CallMeters {
 }
 
 impl CallMeters {
-    fn new(name: &Arc<str>) -> Self {
+    fn new(name: &Name) -> Self {
         Self {
-            name: SharedString::from(Arc::clone(name)),
+            name: label::value(name),
             backend: ArcSwapOption::empty(),
             operations: ArcSwap::default(),
             kinds: Default::default(),
@@ -210,8 +210,8 @@ struct Transitions {
 }
 
 impl Transitions {
-    fn new(name: &Arc<str>) -> Self {
-        Self { name: SharedString::from(Arc::clone(name)), counters: Default::default() }
+    fn new(name: &Name) -> Self {
+        Self { name: label::value(name), counters: Default::default() }
     }
 
     fn counter(&self, from: CircuitState, to: CircuitState) -> &Counter {
@@ -231,8 +231,8 @@ struct PoolMeters {
 }
 
 impl PoolMeters {
-    fn new(pool: &Arc<str>) -> Self {
-        let labels = [(label::POOL, Arc::clone(pool))];
+    fn new(pool: &Name) -> Self {
+        let labels = [(label::POOL, label::value(pool))];
         Self {
             create: histogram!(names::CONNECTION_CREATE_TIME, &labels),
             wait: histogram!(names::CONNECTION_WAIT_TIME, &labels),
@@ -256,7 +256,7 @@ mod tests {
     }
 
     fn call<'a>(
-        name: &'a Arc<str>,
+        name: &'a Name,
         operation: &'static str,
         outcome: CallOutcome,
         attempts: u32,
@@ -266,7 +266,7 @@ mod tests {
 
     #[test]
     fn a_call_is_told_by_what_it_asked_of_whom_and_how_it_ended() {
-        let name = Arc::from("database");
+        let name = Name::from("database");
         let text = rendered(|observer| {
             observer.on_event(&call(&name, "read", CallOutcome::Success, 1));
             let backend = Backend {
@@ -296,7 +296,7 @@ mod tests {
     fn names_without_end_make_no_series_without_end() {
         let text = rendered(|observer| {
             for tenant in 0..1000 {
-                let name = Arc::from(format!("tenant-{tenant}"));
+                let name = Name::from(format!("tenant-{tenant}"));
                 observer.on_event(&call(&name, "read", CallOutcome::Success, 1));
             }
         });
@@ -310,7 +310,7 @@ mod tests {
 
     #[test]
     fn operations_without_end_make_no_series_without_end() {
-        let name = Arc::from("database");
+        let name = Name::from("database");
         let text = rendered(|observer| {
             for operation in 0..100 {
                 let word: &'static str =
@@ -328,7 +328,7 @@ mod tests {
 
     #[test]
     fn pools_and_circuits_are_counted_by_name() {
-        let name = Arc::from("cache");
+        let name = Name::from("cache");
         let time = Duration::from_millis(30);
         let text = rendered(|observer| {
             observer.on_event(&Event::ConnectionCreated { pool: &name, elapsed: time });

@@ -10,7 +10,7 @@ use monitoring::{
     AlertRule, AlertThresholds, Finding, Firing, HealthSummary, LogAlertHandler, MonitoringManager,
     Service,
 };
-use resilience_core::{CallOutcome, CircuitBreaker, Deadline, Event, HealthStatus, emit};
+use resilience_core::{CallOutcome, CircuitBreaker, Deadline, Event, HealthStatus, Name, emit};
 use support::{Does, Ledger, Puppet, Seen, every_second, pass, secs};
 use tokio::time::Instant;
 
@@ -150,7 +150,7 @@ async fn a_breaker_that_was_open_for_a_blink_is_told_all_the_same() {
 
 /// Ends that many calls to `name`.
 fn calls(name: &str, outcome: CallOutcome, count: usize) {
-    let name = &Arc::from(name);
+    let name = &Name::from(name.to_owned());
     let elapsed = Duration::from_millis(3);
     for _ in 0..count {
         emit(&Event::CallEnded { name, operation: "read", outcome, attempts: 1, elapsed });
@@ -491,7 +491,7 @@ async fn a_flood_of_alerts_is_not_logged_each_second() {
             "flood"
         }
         fn judge(&mut self, _: &HealthSummary, _: &Firing) -> Vec<Finding> {
-            let about = |n: u32| Finding::about(&Arc::from(n.to_string()), Warning, "wet");
+            let about = |n: u32| Finding::about(&Name::from(n.to_string()), Warning, "wet");
             (0..1010).map(about).collect()
         }
     }

@@ -64,6 +64,16 @@ impl From<Arc<str>> for Name {
     }
 }
 
+/// For what keeps names of its own: a literal is copied then, and a name made at run time shared.
+impl From<Name> for Arc<str> {
+    fn from(name: Name) -> Self {
+        match name.0 {
+            Repr::Static(name) => name.into(),
+            Repr::Shared(name) => name,
+        }
+    }
+}
+
 impl Deref for Name {
     type Target = str;
 
