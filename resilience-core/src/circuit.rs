@@ -418,7 +418,19 @@ fn packed(time: Duration) -> u64 {
     time.as_secs() << NANOS_BITS | u64::from(time.subsec_nanos())
 }
 
-#[expect(clippy::cast_possible_truncation, reason = "the mask leaves 30 bits")]
 fn unpacked(time: u64) -> Duration {
     Duration::new(time >> NANOS_BITS, (time & ((1 << NANOS_BITS) - 1)) as u32)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_time_is_lost_in_the_packing() {
+        let one_less = Duration::from_nanos(1_999_999_999);
+        for time in [Duration::ZERO, Duration::from_nanos(1), one_less, 2 * crate::deadline::FAR] {
+            assert_eq!(unpacked(packed(time)), time);
+        }
+    }
 }

@@ -11,10 +11,10 @@ use serde::{Serialize, Serializer};
 
 /// The name of a breaker, a pipeline, a pool or another thing, cheap to clone.
 ///
-/// A clone of a literal is two words copied: no allocation, no atomic, nothing that threads share,
-/// so that an outage in which every call is refused makes no line of the cache travel. A clone of a
-/// name made at run time (from a `String` or an `Arc<str>`) is one reference count. Either way it
-/// compares, orders, hashes and prints as its text.
+/// A clone of a literal is a copy: no allocation, no atomic, nothing that threads share, so that in an
+/// outage those that are refused do not wait for each other's cache lines. A clone of a name that is
+/// made at run time, from a `String` or an `Arc<str>`, is one reference count. Either compares,
+/// orders, hashes and prints as its text.
 ///
 /// ```
 /// use resilience_core::{CircuitBreaker, Name};
@@ -64,7 +64,7 @@ impl From<Arc<str>> for Name {
     }
 }
 
-/// For what keeps names of its own: a literal is copied then, and a name made at run time shared.
+/// For whoever needs an `Arc`: a literal is copied into one, a name made at run time shared.
 impl From<Name> for Arc<str> {
     fn from(name: Name) -> Self {
         match name.0 {
@@ -147,5 +147,51 @@ impl Hash for Name {
 impl Serialize for Name {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.serialize_str(self)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::{BTreeMap, HashMap};
+
+    use super::*;
+
+    fn both() -> [Name; 2] {
+        [Name::from("payments"), Name::from("payments".to_owned())]
+    }
+
+    #[test]
+    fn a_clone_of_a_literal_shares_no_count_and_one_of_another_name_one() {
+        let shared: Arc<str> = "payments".into();
+        let (literal, made) = (Name::from("payments"), Name::from(Arc::clone(&shared)));
+        let _clones = (literal.clone(), made.clone());
+        assert!(matches!(literal.clone().0, Repr::Static(_)));
+        assert_eq!(Arc::strong_count(&shared), 3);
+        assert!(Arc::ptr_eq(&shared, &made.into()));
+        assert_eq!(&*Arc::<str>::from(literal), "payments");
+    }
+
+    #[test]
+    fn where_a_name_comes_from_makes_no_difference_to_maps() {
+        let [literal, made] = both();
+        assert_eq!(literal, made);
+        assert_eq!(literal.cmp(&made), Ordering::Equal);
+        assert_eq!(Name::from("a").cmp(&made), Ordering::Less);
+        for (key, other) in [(&literal, &made), (&made, &literal)] {
+            let hashed = HashMap::from([(key.clone(), 1)]);
+            let ordered = BTreeMap::from([(key.clone(), 1)]);
+            assert_eq!((hashed.get(other), hashed.get("payments")), (Some(&1), Some(&1)));
+            assert_eq!((ordered.get(other), ordered.get("payments")), (Some(&1), Some(&1)));
+            assert_eq!((hashed.get("other"), ordered.get("other")), (None, None));
+        }
+    }
+
+    #[test]
+    fn where_a_name_comes_from_cannot_be_seen() {
+        for name in both() {
+            assert_eq!(format!("{name} {name:>10} {name:?}"), r#"payments   payments "payments""#);
+            assert_eq!(serde_json::to_string(&name).unwrap(), r#""payments""#);
+            assert!(name == "payments" && name == *"payments" && name != "other");
+        }
     }
 }
