@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use opensearch::http::Url;
-use resilience_core::RetryBudget;
 use resilience_core::settings::{ConfigError, Held, Pem, PemBlock, Problem, Settings};
+use resilience_core::{Name, RetryBudget};
 use secrecy::SecretString;
 use tokio::runtime::Handle;
 
@@ -36,7 +36,7 @@ const LONGEST: Duration = Duration::from_secs(24 * 3600);
 /// ```
 #[derive(Clone, Debug)]
 pub struct OpenSearchConfig {
-    pub(crate) name: Arc<str>,
+    pub(crate) name: Name,
     pub(crate) nodes: Vec<Url>,
     pub(crate) access: Access,
     pub(crate) limits: Limits,
@@ -93,7 +93,7 @@ impl OpenSearchConfig {
 
     /// The name of breaker and bulkhead, in logs and metrics.
     #[must_use]
-    pub fn name(&self) -> &Arc<str> {
+    pub fn name(&self) -> &Name {
         &self.name
     }
 
@@ -129,7 +129,7 @@ impl OpenSearchConfig {
 #[derive(Clone, Debug)]
 #[must_use]
 pub struct OpenSearchConfigBuilder {
-    name: Arc<str>,
+    name: Name,
     urls: Vec<String>,
     username: Option<String>,
     password: Option<SecretString>,
@@ -159,7 +159,7 @@ impl OpenSearchConfigBuilder {
     }
 
     /// The name of breaker and bulkhead, in logs and metrics. Default [`defaults::NAME`].
-    pub fn name(mut self, name: impl Into<Arc<str>>) -> Self {
+    pub fn name(mut self, name: impl Into<Name>) -> Self {
         self.name = name.into();
         self
     }

@@ -11,7 +11,7 @@ use futures_util::future::join_all;
 use resilience_core::settings::{ConfigError, Held, Problem};
 use resilience_core::{
     Attempt, Backend, Bulkhead, Call, CallError, CircuitBreaker, Deadline, Drained, Health,
-    HealthCheck, Pipeline, PoolStatus, Replay, RetryPolicy, Standstill, WatchedEndpoints,
+    HealthCheck, Name, Pipeline, PoolStatus, Replay, RetryPolicy, Standstill, WatchedEndpoints,
 };
 use tokio::runtime::Handle;
 use tokio::time::Instant;
@@ -103,19 +103,19 @@ impl OpenSearchManager {
         let OpenSearchConfig { name, limits, budget, runtime, nodes: urls, access } = config;
         let valid = "the configuration was validated";
         let retry = RetryPolicy::builder()
-            .name(Arc::clone(&name))
+            .name(name.clone())
             .max_retries(limits.max_retries)
             .base_delay(limits.base_delay)
             .max_delay(limits.max_delay)
             .budget(budget);
-        let breaker = CircuitBreaker::builder(Arc::clone(&name))
+        let breaker = CircuitBreaker::builder(name.clone())
             .fail_max(limits.fail_max)
             .reset_timeout(limits.reset_timeout)
             .success_threshold(limits.success_threshold)
             .half_open_max_calls(limits.half_open_max_calls)
             .probe_lease(limits.acquire_timeout + limits.timeout);
-        let bulkhead = Bulkhead::new(Arc::clone(&name), limits.bulkhead, limits.acquire_timeout);
-        let pipeline = Pipeline::builder(Arc::clone(&name))
+        let bulkhead = Bulkhead::new(name.clone(), limits.bulkhead, limits.acquire_timeout);
+        let pipeline = Pipeline::builder(name.clone())
             .deadline(limits.deadline)
             .attempt_timeout(limits.timeout)
             .retry(retry.build().expect(valid))
@@ -325,7 +325,7 @@ impl OpenSearchManager {
 
     /// The name of breaker and bulkhead, in logs and metrics.
     #[must_use]
-    pub fn name(&self) -> &Arc<str> {
+    pub fn name(&self) -> &Name {
         self.shared.pipeline.name()
     }
 }

@@ -3,11 +3,10 @@
 use std::fmt;
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Duration;
 
-use resilience_core::Address;
 use resilience_core::settings::{ConfigError, Held, Pem, PemBlock, Problem, Settings};
+use resilience_core::{Address, Name};
 use secrecy::{ExposeSecret, SecretString};
 use sqlx::postgres::PgSslMode;
 use tokio::runtime::Handle;
@@ -35,7 +34,7 @@ const TIMES: u32 = 1_000_000;
 /// ```
 #[derive(Clone)]
 pub struct DatabaseConfig {
-    pub(crate) name: Arc<str>,
+    pub(crate) name: Name,
     pub(crate) hosts: Vec<Address>,
     pub(crate) user: Option<String>,
     pub(crate) password: Option<SecretString>,
@@ -99,7 +98,7 @@ impl DatabaseConfig {
 
     /// The manager's name.
     #[must_use]
-    pub fn name(&self) -> &Arc<str> {
+    pub fn name(&self) -> &Name {
         &self.name
     }
     /// The same settings, with connections living on `runtime`: see the builder's method of that name.
@@ -138,7 +137,7 @@ impl fmt::Debug for DatabaseConfig {
 #[derive(Clone)]
 #[must_use]
 pub struct DatabaseConfigBuilder {
-    name: Arc<str>,
+    name: Name,
     url: Option<SecretString>,
     ca_file: Option<PathBuf>,
     client_cert_file: Option<PathBuf>,
@@ -275,7 +274,7 @@ impl DatabaseConfigBuilder {
     }
 
     /// The name of the manager, of its breaker and of its pool, as logs and metrics show it. Default `database`.
-    pub fn name(self, name: impl Into<Arc<str>>) -> Self {
+    pub fn name(self, name: impl Into<Name>) -> Self {
         Self { name: name.into(), ..self }
     }
 

@@ -6,7 +6,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use resilience_core::CallError;
+use resilience_core::{CallError, Name};
 use sqlx::postgres::PgDatabaseError;
 
 use crate::classify::Context;
@@ -36,7 +36,7 @@ pub enum Error {
     #[error("the pool {pool:?} is closed")]
     Closed {
         /// The pool's name.
-        pool: Arc<str>,
+        pool: Name,
     },
     /// The call was not made: the circuit is open, the deadline has passed, or the manager is draining.
     #[error(transparent)]
@@ -165,7 +165,7 @@ impl From<sqlx::migrate::MigrateError> for Error {
 #[non_exhaustive]
 pub struct Exhausted {
     /// The pool's name.
-    pub pool: Arc<str>,
+    pub pool: Name,
     /// Connections that may be open at once.
     pub limit: usize,
     /// Connections lent out when the wait ended.

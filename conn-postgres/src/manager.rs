@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use resilience_core::settings::ConfigError;
 use resilience_core::{
-    Attempt, Call, CallError, CircuitBreaker, Deadline, Drained, Pipeline, PoolStatus, RetryBudget,
-    RetryPolicy, WatchedEndpoints,
+    Attempt, Call, CallError, CircuitBreaker, Deadline, Drained, Name, Pipeline, PoolStatus,
+    RetryBudget, RetryPolicy, WatchedEndpoints,
 };
 use sqlx::migrate::Migrator;
 use tokio::time::timeout_at;
@@ -283,7 +283,7 @@ impl DatabaseManager {
     pub async fn migrate(&self, migrator: &Migrator, deadline: Deadline) -> Result<(), Error> {
         let deadline = deadline.inherited();
         if self.pipeline.is_draining() {
-            return Err(Error::Closed { pool: Arc::clone(self.pool.name()) });
+            return Err(Error::Closed { pool: self.pool.name().clone() });
         }
         let _place = self.pool.place(deadline).await?;
         let limit = deadline.remaining();
@@ -339,7 +339,7 @@ impl DatabaseManager {
 
     /// The manager's name, and that of its breaker and its pool.
     #[must_use]
-    pub fn name(&self) -> &Arc<str> {
+    pub fn name(&self) -> &Name {
         self.pool.name()
     }
 
@@ -398,7 +398,7 @@ fn pipeline(config: &DatabaseConfig) -> Pipeline {
         .budget(RetryBudget::default())
         .build()
         .expect(valid);
-    let breaker = CircuitBreaker::builder(Arc::clone(&config.name))
+    let breaker = CircuitBreaker::builder(config.name.clone())
         .fail_max(config.fail_max)
         .reset_timeout(config.reset_timeout)
         .success_threshold(config.success_threshold)
@@ -406,7 +406,7 @@ fn pipeline(config: &DatabaseConfig) -> Pipeline {
         .probe_lease(config.acquire_timeout + config.attempt_timeout)
         .build()
         .expect(valid);
-    Pipeline::builder(Arc::clone(&config.name))
+    Pipeline::builder(config.name.clone())
         .deadline(config.deadline)
         .attempt_timeout(config.attempt_timeout)
         .retry(retry)

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
-use resilience_core::{Deadline, Event, PoolStatus, Standstill, emit};
+use resilience_core::{Deadline, Event, Name, PoolStatus, Standstill, emit};
 use tokio::sync::{Semaphore, TryAcquireError};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout_at};
@@ -32,7 +32,7 @@ const TEST_LIMIT: Duration = Duration::from_secs(1);
 const LONGEST_REAPER_PERIOD: Duration = Duration::from_secs(30);
 
 pub(crate) struct Pool {
-    name: Arc<str>,
+    name: Name,
     pub(crate) connector: Connector,
     size: usize,
     limit: usize,
@@ -56,7 +56,7 @@ impl Pool {
         let size = config.pool_size as usize;
         let limit = size + config.max_overflow as usize;
         Arc::new(Self {
-            name: Arc::clone(&config.name),
+            name: config.name.clone(),
             connector,
             size,
             limit,
@@ -74,7 +74,7 @@ impl Pool {
         })
     }
 
-    pub(crate) fn name(&self) -> &Arc<str> {
+    pub(crate) fn name(&self) -> &Name {
         &self.name
     }
 
@@ -202,7 +202,7 @@ impl Pool {
     }
 
     fn closed_error(&self) -> Error {
-        Error::Closed { pool: Arc::clone(&self.name) }
+        Error::Closed { pool: self.name.clone() }
     }
 
     fn try_place(self: &Arc<Self>) -> Result<Option<Place>, Error> {
@@ -243,7 +243,7 @@ impl Pool {
                 endpoints.first().map_or_else(|| "any endpoint".into(), |it| Arc::clone(&it.label));
             return Unreachable::new(label, silence(waited)).into();
         }
-        Exhausted { pool: Arc::clone(&self.name), limit: self.limit, in_use, waited, spent: false }
+        Exhausted { pool: self.name.clone(), limit: self.limit, in_use, waited, spent: false }
             .into()
     }
 

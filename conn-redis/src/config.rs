@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use resilience_core::Name;
 use resilience_core::settings::{ConfigError, Held, Pem, PemBlock, Problem, Settings};
 use rustls::ClientConfig;
 use secrecy::SecretString;
@@ -52,7 +53,7 @@ const LONGEST: Duration = Duration::from_secs(24 * 3600);
 /// ```
 #[derive(Clone)]
 pub struct RedisConfig {
-    pub(crate) name: Arc<str>,
+    pub(crate) name: Name,
     pub(crate) url: RedisUrl,
     pub(crate) tls: Option<Arc<ClientConfig>>,
     pub(crate) tuning: Tuning,
@@ -85,7 +86,7 @@ impl RedisConfig {
 
     /// The manager's name, which is also its breaker's.
     #[must_use]
-    pub fn name(&self) -> &Arc<str> {
+    pub fn name(&self) -> &Name {
         &self.name
     }
 
@@ -132,7 +133,7 @@ impl fmt::Debug for RedisConfig {
 pub struct RedisConfigBuilder {
     /// Whether problems call the settings by their variables, or by their fields.
     variables: bool,
-    name: Arc<str>,
+    name: Name,
     url: SecretString,
     ca_file: Option<PathBuf>,
     client_cert_file: Option<PathBuf>,
@@ -156,7 +157,7 @@ impl RedisConfigBuilder {
     }
 
     /// The name of the manager, its breaker and its metrics. Default `redis`.
-    pub fn name(self, name: impl Into<Arc<str>>) -> Self {
+    pub fn name(self, name: impl Into<Name>) -> Self {
         Self { name: name.into(), ..self }
     }
 
@@ -408,7 +409,7 @@ mod tests {
     fn nothing_set_is_the_default() {
         let config = from(&[]).unwrap();
         assert_eq!(config.url.target.to_string(), "localhost:6379");
-        assert_eq!(config.name(), &Arc::from("redis"));
+        assert_eq!(config.name(), "redis");
         assert_eq!(format!("{:?}", config.tuning), format!("{:?}", Tuning::default()));
     }
 

@@ -17,7 +17,7 @@ use deadpool_redis::redis::{
     AsyncConnectionConfig, Cmd, ErrorKind, RedisConnectionInfo, RedisError, Value, cmd,
     parse_redis_value,
 };
-use resilience_core::{Deadline, Event, emit};
+use resilience_core::{Deadline, Event, Name, emit};
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 use secrecy::ExposeSecret;
@@ -37,7 +37,7 @@ const LONGEST_LINE: usize = 4096;
 /// Opens connections to one place.
 #[derive(Clone)]
 pub(crate) struct Connector {
-    pub(crate) name: Arc<str>,
+    pub(crate) name: Name,
     pub(crate) target: Target,
     /// The target, for those who read errors.
     pub(crate) endpoint: Arc<str>,

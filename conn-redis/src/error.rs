@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use deadpool_redis::redis::{ErrorKind, RedisError};
-use resilience_core::CallError;
+use resilience_core::{CallError, Name};
 
 /// Why a closure, or a command, has no value.
 #[derive(Debug, thiserror::Error)]
@@ -40,13 +40,13 @@ pub enum Error {
     #[error("no endpoint of {name:?} is known")]
     NoEndpoint {
         /// The manager's name.
-        name: Arc<str>,
+        name: Name,
     },
     /// The manager was drained: its connections are closed.
     #[error("{name:?} is closed")]
     Closed {
         /// The manager's name.
-        name: Arc<str>,
+        name: Name,
     },
     /// An error of the closure's own. It counts as an answer: neither the breaker nor the retry minds.
     #[error("{0}")]

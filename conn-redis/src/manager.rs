@@ -9,7 +9,8 @@ use deadpool_redis::redis::Value;
 use resilience_core::settings::{ConfigError, Held, Problem};
 use resilience_core::{
     Attempt, Backend, Bulkhead, Call, CallError, CircuitBreaker, Classify, Deadline, Drained,
-    Health, HealthCheck, Pipeline, PoolStatus, RetryBudget, RetryPolicy, Verdict, WatchedEndpoints,
+    Health, HealthCheck, Name, Pipeline, PoolStatus, RetryBudget, RetryPolicy, Verdict,
+    WatchedEndpoints,
 };
 use tokio::time::timeout_at;
 
@@ -45,7 +46,7 @@ pub struct RedisManager {
 }
 
 struct Shared {
-    name: Arc<str>,
+    name: Name,
     tuning: Tuning,
     database: i64,
     backend: Backend,
@@ -88,7 +89,7 @@ impl RedisManager {
 
     fn new(config: RedisConfig, endpoints: Option<WatchedEndpoints>) -> Result<Self, ConfigError> {
         let (name, tuning, database) =
-            (Arc::clone(&config.name), config.tuning, config.url.login.database);
+            (config.name.clone(), config.tuning, config.url.login.database);
         let pipeline = pipeline(&name, &tuning).map_err(|error| {
             let held = Held::Text(error.value.clone());
             let problem =
@@ -107,7 +108,7 @@ impl RedisManager {
 
     /// Its name, which is also its breaker's.
     #[must_use]
-    pub fn name(&self) -> &Arc<str> {
+    pub fn name(&self) -> &Name {
         &self.shared.name
     }
 
@@ -379,26 +380,26 @@ impl<E: From<CallError<Error>>> From<CallError<Failure>> for Alternative<E> {
     }
 }
 
-fn pipeline(name: &Arc<str>, tuning: &Tuning) -> Result<Pipeline, resilience_core::InvalidSetting> {
+fn pipeline(name: &Name, tuning: &Tuning) -> Result<Pipeline, resilience_core::InvalidSetting> {
     let retry = RetryPolicy::builder()
-        .name(Arc::clone(name))
+        .name(name.clone())
         .max_retries(tuning.max_retries)
         .base_delay(tuning.base_delay)
         .max_delay(tuning.max_delay)
         .budget(RetryBudget::default())
         .build()?;
-    let breaker = CircuitBreaker::builder(Arc::clone(name))
+    let breaker = CircuitBreaker::builder(name.clone())
         .fail_max(tuning.fail_max)
         .reset_timeout(tuning.reset_timeout)
         .success_threshold(tuning.success_threshold)
         .half_open_max_calls(tuning.half_open_max_calls)
         .probe_lease(tuning.acquire_timeout + tuning.socket_timeout)
         .build()?;
-    Pipeline::builder(Arc::clone(name))
+    Pipeline::builder(name.clone())
         .deadline(tuning.deadline)
         .retry(retry)
         .breaker(breaker)
-        .bulkhead(Bulkhead::new(Arc::clone(name), tuning.bulkhead, tuning.acquire_timeout)?)
+        .bulkhead(Bulkhead::new(name.clone(), tuning.bulkhead, tuning.acquire_timeout)?)
         .attempt_timeout(tuning.socket_timeout)
         .build()
 }

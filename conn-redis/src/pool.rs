@@ -12,7 +12,7 @@ use deadpool::managed::{
     self, Manager, Metrics, Object, PoolConfig, PoolError, QueueMode, RecycleError, RecycleResult,
     Timeouts,
 };
-use resilience_core::{Deadline, Event, PoolStatus, Standstill, emit};
+use resilience_core::{Deadline, Event, Name, PoolStatus, Standstill, emit};
 use tokio::time::Instant;
 
 use crate::connect::{Connection, Connector};
@@ -63,7 +63,7 @@ pub(crate) struct Lease {
 impl Pool {
     /// A pool of up to `size` connections that `connector` opens.
     pub(crate) fn new(connector: Connector, size: usize, tuning: Tuning) -> Self {
-        let name = Arc::clone(&connector.name);
+        let name = connector.name.clone();
         let opener = Opener { connector, name, tuning, seen: Mutex::default() };
         let lent = managed::Pool::builder(opener)
             // The last one back goes out first, so that what is not needed grows old.
@@ -227,7 +227,7 @@ impl Pooled {
 #[derive(Debug)]
 pub(crate) struct Opener {
     connector: Connector,
-    name: Arc<str>,
+    name: Name,
     tuning: Tuning,
     seen: Mutex<Seen>,
 }

@@ -81,7 +81,7 @@ impl Pools {
 
     /// The pool for the endpoint of this moment.
     pub(crate) fn current(&self) -> Result<Arc<Pool>, Error> {
-        let name = || Arc::clone(&self.config.name);
+        let name = || self.config.name.clone();
         if self.closed.load(Ordering::Acquire) {
             return Err(Error::Closed { name: name() });
         }

@@ -154,7 +154,7 @@ async fn a_process_that_is_killed_is_soon_no_longer_heard() {
 
 fn opinions(circuits: &[(&str, bool)]) -> Vec<Opinion> {
     let opinion = |(circuit, is_open): &(&str, bool)| Opinion {
-        circuit: (*circuit).into(),
+        circuit: (*circuit).to_owned().into(),
         is_open: *is_open,
     };
     circuits.iter().map(opinion).collect()

@@ -4,6 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use resilience_core::Name;
 use serde::Serialize;
 
 use crate::Timestamp;
@@ -55,7 +56,7 @@ pub struct Alert {
     /// How bad it is. It never gets milder while the alert fires.
     pub severity: AlertSeverity,
     /// The service, if it is about one.
-    pub service: Option<Arc<str>>,
+    pub service: Option<Name>,
     /// The rule that found it.
     pub rule: Arc<str>,
     /// What is wrong, in a line; never a secret.

@@ -11,6 +11,8 @@ use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::sync::Arc;
 
+use resilience_core::Name;
+
 use crate::defaults::MAX_ALERTS;
 use crate::rules::{Finding, Firing};
 use crate::wall_clock::Moment;
@@ -19,7 +21,7 @@ use crate::{Alert, AlertSeverity};
 /// The alerts that fire, by rule and subject.
 #[derive(Debug, Default)]
 pub(crate) struct Board {
-    firing: BTreeMap<Arc<str>, BTreeMap<Option<Arc<str>>, Alert>>,
+    firing: BTreeMap<Arc<str>, BTreeMap<Option<Name>, Alert>>,
     /// How many alerts of a rule were not taken in last time, so that a steady flood is logged once.
     refused: BTreeMap<Arc<str>, usize>,
     issued: u64,
@@ -89,7 +91,7 @@ impl Board {
 }
 
 /// One finding per subject: the worst.
-fn worst(findings: Vec<Finding>) -> BTreeMap<Option<Arc<str>>, Finding> {
+fn worst(findings: Vec<Finding>) -> BTreeMap<Option<Name>, Finding> {
     let mut worst: BTreeMap<_, Finding> = BTreeMap::new();
     for finding in findings {
         match worst.entry(finding.service.clone()) {
@@ -107,7 +109,7 @@ fn worst(findings: Vec<Finding>) -> BTreeMap<Option<Arc<str>>, Finding> {
 
 fn begun(
     rule: &Arc<str>,
-    service: Option<Arc<str>>,
+    service: Option<Name>,
     severity: AlertSeverity,
     summary: String,
     now: Moment,
@@ -147,7 +149,7 @@ mod tests {
     use crate::wall_clock::Clock;
 
     fn found(service: &str, severity: AlertSeverity) -> Finding {
-        Finding::about(&Arc::from(service), severity, format!("{service} is down"))
+        Finding::about(&Name::from(service.to_owned()), severity, format!("{service} is down"))
     }
 
     fn apply(board: &mut Board, findings: &[Finding]) -> Vec<(String, AlertSeverity, bool)> {
@@ -203,8 +205,8 @@ mod tests {
         let overall = vec![Finding::overall(Error, "everything is slow")];
         assert_eq!(&*board.apply("slow", overall, Clock::FIXED.now())[0].key, "slow");
         assert!(board.firing("slow").any());
-        assert!(board.firing("down").about(&Arc::from("a")));
-        assert!(!board.firing("down").about(&Arc::from("b")));
+        assert!(board.firing("down").about(&Name::from("a")));
+        assert!(!board.firing("down").about(&Name::from("b")));
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use resilience_core::HealthCheck;
+use resilience_core::{HealthCheck, Name};
 use tokio::runtime::Handle;
 
 use crate::shared::Setup;
@@ -46,7 +46,7 @@ impl MonitoringBuilder {
     /// Watches a service with the usual settings; [`add_service`](Self::add_service) is for others.
     pub fn service(
         self,
-        name: impl Into<Arc<str>>,
+        name: impl Into<Name>,
         check: Arc<dyn HealthCheck>,
         criticality: Criticality,
     ) -> Self {
@@ -54,12 +54,12 @@ impl MonitoringBuilder {
     }
 
     /// Watches a service without which the application does not work.
-    pub fn critical(self, name: impl Into<Arc<str>>, check: Arc<dyn HealthCheck>) -> Self {
+    pub fn critical(self, name: impl Into<Name>, check: Arc<dyn HealthCheck>) -> Self {
         self.add_service(Service::critical(name, check))
     }
 
     /// Watches a service without which the application works, less well.
-    pub fn optional(self, name: impl Into<Arc<str>>, check: Arc<dyn HealthCheck>) -> Self {
+    pub fn optional(self, name: impl Into<Name>, check: Arc<dyn HealthCheck>) -> Self {
         self.add_service(Service::optional(name, check))
     }
 

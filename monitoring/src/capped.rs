@@ -4,25 +4,26 @@ use std::collections::HashMap;
 use std::sync::{Arc, OnceLock};
 
 use arc_swap::ArcSwap;
+use resilience_core::Name;
 
 use crate::names::{MAX_NAMES, OTHER};
 
 /// A map that is copied when a name is new and only read after that.
 #[derive(Debug)]
 pub(crate) struct Capped<T> {
-    entries: ArcSwap<HashMap<Arc<str>, Arc<T>>>,
+    entries: ArcSwap<HashMap<Name, Arc<T>>>,
     other: OnceLock<T>,
-    make: fn(&Arc<str>) -> T,
+    make: fn(&Name) -> T,
 }
 
 impl<T> Capped<T> {
     /// An empty map. `make` makes the entry of a name, or of [`OTHER`].
-    pub(crate) fn new(make: fn(&Arc<str>) -> T) -> Self {
+    pub(crate) fn new(make: fn(&Name) -> T) -> Self {
         Self { entries: ArcSwap::default(), other: OnceLock::new(), make }
     }
 
     /// Does something with the entry of `name`; the name's first time makes it.
-    pub(crate) fn with<R>(&self, name: &Arc<str>, f: impl FnOnce(&T) -> R) -> R {
+    pub(crate) fn with<R>(&self, name: &Name, f: impl FnOnce(&T) -> R) -> R {
         let entries = self.entries.load();
         if let Some(entry) = entries.get(name) {
             return f(entry);
@@ -32,7 +33,7 @@ impl<T> Capped<T> {
         {
             return f(&entry);
         }
-        f(self.other.get_or_init(|| (self.make)(&Arc::from(OTHER))))
+        f(self.other.get_or_init(|| (self.make)(&Name::from(OTHER))))
     }
 
     /// The entry of `name`, if there is one.
@@ -40,12 +41,12 @@ impl<T> Capped<T> {
         self.entries.load().get(name).cloned()
     }
 
-    fn insert(&self, name: &Arc<str>) -> Option<Arc<T>> {
+    fn insert(&self, name: &Name) -> Option<Arc<T>> {
         let made = Arc::new((self.make)(name));
         self.entries.rcu(|current| {
             let mut entries = HashMap::clone(current);
             if entries.len() < MAX_NAMES {
-                entries.entry(Arc::clone(name)).or_insert_with(|| Arc::clone(&made));
+                entries.entry(name.clone()).or_insert_with(|| Arc::clone(&made));
             }
             entries
         });
@@ -63,7 +64,7 @@ mod tests {
     fn names_without_end_share_one_entry() {
         let map: Capped<AtomicU64> = Capped::new(|_| AtomicU64::new(0));
         for name in 0..10_000 {
-            map.with(&Arc::from(format!("tenant-{name}")), |entry| {
+            map.with(&Name::from(format!("tenant-{name}")), |entry| {
                 entry.fetch_add(1, Ordering::Relaxed)
             });
         }
@@ -79,7 +80,7 @@ mod tests {
                 let map = Arc::clone(&map);
                 std::thread::spawn(move || {
                     for name in 0..100 {
-                        let name = Arc::from(format!("{name}"));
+                        let name = Name::from(format!("{name}"));
                         map.with(&name, |entry| entry.fetch_add(1, Ordering::Relaxed));
                     }
                 })

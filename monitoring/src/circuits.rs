@@ -5,9 +5,8 @@
 //! Then neither may hide what the other says.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
-use resilience_core::{CircuitBreaker, CircuitSnapshot, CircuitState, OutcomeCounts};
+use resilience_core::{CircuitBreaker, CircuitSnapshot, CircuitState, Name, OutcomeCounts};
 use serde::Serialize;
 
 use crate::json;
@@ -65,14 +64,14 @@ impl CircuitReport {
 /// What there is to say of `breakers`, each of which is there once.
 pub(crate) fn by_name(
     breakers: impl IntoIterator<Item = CircuitBreaker>,
-) -> BTreeMap<Arc<str>, CircuitReport> {
+) -> BTreeMap<Name, CircuitReport> {
     let mut reports: BTreeMap<_, CircuitReport> = BTreeMap::new();
     for breaker in breakers {
         let circuit = breaker.snapshot();
         match reports.get_mut(&circuit.name) {
             Some(report) => report.join(circuit),
             None => {
-                reports.insert(Arc::clone(&circuit.name), CircuitReport::of(circuit));
+                reports.insert(circuit.name.clone(), CircuitReport::of(circuit));
             }
         }
     }

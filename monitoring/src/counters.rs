@@ -1,9 +1,9 @@
 //! What is counted of circuits, layers and pools as events tell of it: handles made once per name.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::OnceLock;
 
 use metrics::{Counter, Histogram, SharedString, counter, histogram};
-use resilience_core::{CircuitState, RefusingLayer};
+use resilience_core::{CircuitState, Name, RefusingLayer};
 
 use crate::names::{self, label};
 
@@ -19,8 +19,8 @@ pub(crate) struct CircuitCounters {
 }
 
 impl CircuitCounters {
-    pub(crate) fn new(name: &Arc<str>) -> Self {
-        let name = SharedString::from(Arc::clone(name));
+    pub(crate) fn new(name: &Name) -> Self {
+        let name = label::value(name);
         Self { name, transitions: Default::default(), armings: OnceLock::new() }
     }
 
@@ -44,8 +44,8 @@ pub(crate) struct LayerCounters {
 }
 
 impl LayerCounters {
-    pub(crate) fn new(name: &Arc<str>) -> Self {
-        Self { name: SharedString::from(Arc::clone(name)), refusals: Default::default() }
+    pub(crate) fn new(name: &Name) -> Self {
+        Self { name: label::value(name), refusals: Default::default() }
     }
 
     pub(crate) fn refusals(&self, layer: RefusingLayer) -> &Counter {
@@ -65,8 +65,8 @@ pub(crate) struct PoolMeters {
 }
 
 impl PoolMeters {
-    pub(crate) fn new(pool: &Arc<str>) -> Self {
-        let labels = [(label::POOL, Arc::clone(pool))];
+    pub(crate) fn new(pool: &Name) -> Self {
+        let labels = [(label::POOL, label::value(pool))];
         Self {
             create: histogram!(names::CONNECTION_CREATE_TIME, &labels),
             wait: histogram!(names::CONNECTION_WAIT_TIME, &labels),

@@ -1,16 +1,14 @@
 //! What the layers in front of one service show Prometheus: as they are now, set whenever someone looks.
 //! What they did is counted from events, for not every layer stands in front of a service under watch.
 
-use std::sync::Arc;
-
 use metrics::{Gauge, gauge};
-use resilience_core::{AdaptiveLimit, Bulkhead, Pipeline};
+use resilience_core::{AdaptiveLimit, Bulkhead, Name, Pipeline};
 
 use crate::names::{self, label};
 
 /// The gauges of one pipeline, or of a bulkhead alone; each is made when there is something to show.
 pub(crate) struct LayerGauges {
-    name: Arc<str>,
+    name: Name,
     /// Limit, free, in flight, waiting.
     places: Option<[Gauge; 4]>,
     throttle: Option<Gauge>,
@@ -18,8 +16,8 @@ pub(crate) struct LayerGauges {
 }
 
 impl LayerGauges {
-    pub(crate) fn new(name: &Arc<str>) -> Self {
-        Self { name: Arc::clone(name), places: None, throttle: None, budget: None }
+    pub(crate) fn new(name: &Name) -> Self {
+        Self { name: name.clone(), places: None, throttle: None, budget: None }
     }
 
     pub(crate) fn show(&mut self, bulkhead: Option<&Bulkhead>, pipeline: Option<&Pipeline>) {
@@ -35,13 +33,13 @@ impl LayerGauges {
         }
         if let Some(now) = pipeline.and_then(Pipeline::throttle) {
             let gauge = throttle.get_or_insert_with(
-                || gauge!(names::THROTTLE_REJECTION_RATIO, label::NAME => Arc::clone(name)),
+                || gauge!(names::THROTTLE_REJECTION_RATIO, label::NAME => label::value(name)),
             );
             gauge.set(now.rejection_probability());
         }
         if let Some(now) = pipeline.and_then(|pipeline| pipeline.retry().budget()) {
             let gauge = budget.get_or_insert_with(
-                || gauge!(names::RETRY_BUDGET_BALANCE, label::NAME => Arc::clone(name)),
+                || gauge!(names::RETRY_BUDGET_BALANCE, label::NAME => label::value(name)),
             );
             gauge.set(now.balance());
         }
@@ -68,9 +66,9 @@ impl From<&AdaptiveLimit> for Places {
     }
 }
 
-fn place_gauges(name: &Arc<str>) -> [Gauge; 4] {
-    let labels = [(label::NAME, Arc::clone(name))];
-    let calls = |state: &'static str| gauge!(names::BULKHEAD_CALLS, label::NAME => Arc::clone(name), label::STATE => state);
+fn place_gauges(name: &Name) -> [Gauge; 4] {
+    let labels = [(label::NAME, label::value(name))];
+    let calls = |state: &'static str| gauge!(names::BULKHEAD_CALLS, label::NAME => label::value(name), label::STATE => state);
     [
         gauge!(names::BULKHEAD_MAX, &labels),
         gauge!(names::BULKHEAD_AVAILABLE, &labels),

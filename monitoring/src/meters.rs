@@ -1,12 +1,11 @@
 //! What services, breakers and alerts show Prometheus: handles made once, set whenever someone looks.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::sync::Arc;
 use std::time::Duration;
 
 use metrics::{Counter, Gauge, Histogram, SharedString, counter, gauge, histogram};
 use resilience_core::{
-    Bulkhead, CircuitState, HealthStatus, Outcome, OutcomeCounts, Pipeline, PoolStatus,
+    Bulkhead, CircuitState, HealthStatus, Name, Outcome, OutcomeCounts, Pipeline, PoolStatus,
 };
 
 use crate::circuits::sum;
@@ -23,8 +22,8 @@ pub(crate) struct CheckMeters {
 }
 
 impl CheckMeters {
-    pub(crate) fn new(service: &Arc<str>) -> Self {
-        let labels = [(label::EXTERNAL_SERVICE, Arc::clone(service))];
+    pub(crate) fn new(service: &Name) -> Self {
+        let labels = [(label::EXTERNAL_SERVICE, label::value(service))];
         Self {
             duration: histogram!(names::HEALTH_CHECK_DURATION, &labels),
             last_check: gauge!(names::LAST_CHECK_TIMESTAMP, &labels),
@@ -45,8 +44,8 @@ impl CheckMeters {
 /// Everything that is as it is now.
 #[derive(Default)]
 pub(crate) struct Gauges {
-    services: HashMap<Arc<str>, ServiceGauges>,
-    circuits: HashMap<Arc<str>, CircuitMeters>,
+    services: HashMap<Name, ServiceGauges>,
+    circuits: HashMap<Name, CircuitMeters>,
     circuit_names: Names,
     alerts: Option<[Gauge; 4]>,
 }
@@ -55,11 +54,11 @@ impl Gauges {
     /// Shows a service. Its pool and the layers in front of it are labelled `calls`.
     pub(crate) fn service(
         &mut self,
-        service: &Arc<str>,
-        calls: &Arc<str>,
+        service: &Name,
+        calls: &Name,
         health: &ServiceHealth,
     ) -> &mut ServiceGauges {
-        let gauges = self.services.entry(Arc::clone(service));
+        let gauges = self.services.entry(service.clone());
         let gauges = gauges.or_insert_with(|| ServiceGauges::new(service, calls));
         gauges.show(health);
         gauges
@@ -67,12 +66,12 @@ impl Gauges {
 
     /// Shows all breakers; those beyond the limit together.
     pub(crate) fn circuits<'a>(&mut self, circuits: impl Iterator<Item = &'a CircuitReport>) {
-        let mut totals: BTreeMap<Arc<str>, CircuitTotals> = BTreeMap::new();
+        let mut totals: BTreeMap<Name, CircuitTotals> = BTreeMap::new();
         for report in circuits {
             totals.entry(self.circuit_names.cap(&report.circuit.name)).or_default().add(report);
         }
         for (name, totals) in totals {
-            let meters = self.circuits.entry(Arc::clone(&name));
+            let meters = self.circuits.entry(name.clone());
             meters.or_insert_with(|| CircuitMeters::new(&name)).show(&totals);
         }
     }
@@ -94,19 +93,19 @@ impl Gauges {
 pub(crate) struct ServiceGauges {
     status: [Gauge; 4],
     uptime: Absent,
-    calls: Arc<str>,
+    calls: Name,
     pool: Option<[Gauge; 6]>,
     layers: LayerGauges,
 }
 
 impl ServiceGauges {
-    fn new(service: &Arc<str>, calls: &Arc<str>) -> Self {
+    fn new(service: &Name, calls: &Name) -> Self {
         let status = HealthStatus::ALL.map(|status| {
-            gauge!(names::HEALTH_STATUS, label::EXTERNAL_SERVICE => Arc::clone(service), label::STATUS => status.as_str())
+            gauge!(names::HEALTH_STATUS, label::EXTERNAL_SERVICE => label::value(service), label::STATUS => status.as_str())
         });
         let uptime = Absent::new(names::UPTIME_RATIO, label::EXTERNAL_SERVICE, service);
         let layers = LayerGauges::new(calls);
-        Self { status, uptime, calls: Arc::clone(calls), pool: None, layers }
+        Self { status, uptime, calls: calls.clone(), pool: None, layers }
     }
 
     /// Shows what stands in front of it.
@@ -132,9 +131,9 @@ impl ServiceGauges {
 }
 
 /// Used, idle, max, waiting, and the most and the fewest idle.
-fn pool_gauges(pool: &Arc<str>) -> [Gauge; 6] {
-    let count = |state: &'static str| gauge!(names::CONNECTION_COUNT, label::POOL => Arc::clone(pool), label::POOL_STATE => state);
-    let labels = [(label::POOL, Arc::clone(pool))];
+fn pool_gauges(pool: &Name) -> [Gauge; 6] {
+    let count = |state: &'static str| gauge!(names::CONNECTION_COUNT, label::POOL => label::value(pool), label::POOL_STATE => state);
+    let labels = [(label::POOL, label::value(pool))];
     [
         count("used"),
         count("idle"),
@@ -154,15 +153,15 @@ struct CircuitMeters {
 }
 
 impl CircuitMeters {
-    fn new(name: &Arc<str>) -> Self {
+    fn new(name: &Name) -> Self {
         Self {
             states: CircuitState::ALL.map(|state| {
-                gauge!(names::CIRCUIT_STATE, label::NAME => Arc::clone(name), label::STATE => state.as_str())
+                gauge!(names::CIRCUIT_STATE, label::NAME => label::value(name), label::STATE => state.as_str())
             }),
             calls: Outcome::ALL.map(|outcome| {
-                counter!(names::CIRCUIT_CALLS, label::NAME => Arc::clone(name), label::KIND => outcome.as_str())
+                counter!(names::CIRCUIT_CALLS, label::NAME => label::value(name), label::KIND => outcome.as_str())
             }),
-            not_permitted: counter!(names::CIRCUIT_NOT_PERMITTED, label::NAME => Arc::clone(name)),
+            not_permitted: counter!(names::CIRCUIT_NOT_PERMITTED, label::NAME => label::value(name)),
             failure_ratio: Absent::new(names::CIRCUIT_FAILURE_RATIO, label::NAME, name),
             slow_call_ratio: Absent::new(names::CIRCUIT_SLOW_CALL_RATIO, label::NAME, name),
         }
@@ -209,15 +208,15 @@ impl CircuitTotals {
 
 /// The names that have a label value of their own.
 #[derive(Debug, Default)]
-struct Names(HashSet<Arc<str>>);
+struct Names(HashSet<Name>);
 
 impl Names {
     /// `name`, or [`OTHER`] where there are too many already.
-    fn cap(&mut self, name: &Arc<str>) -> Arc<str> {
+    fn cap(&mut self, name: &Name) -> Name {
         if self.0.len() < MAX_NAMES {
-            self.0.insert(Arc::clone(name));
+            self.0.insert(name.clone());
         }
-        self.0.get(name).cloned().unwrap_or_else(|| Arc::from(OTHER))
+        self.0.get(name).cloned().unwrap_or_else(|| Name::from(OTHER))
     }
 }
 
@@ -230,8 +229,8 @@ struct Absent {
 }
 
 impl Absent {
-    fn new(name: &'static str, key: &'static str, value: &Arc<str>) -> Self {
-        Self { name, label: (key, SharedString::from(Arc::clone(value))), gauge: None }
+    fn new(name: &'static str, key: &'static str, value: &Name) -> Self {
+        Self { name, label: (key, label::value(value)), gauge: None }
     }
 
     fn set(&mut self, value: Option<f64>) {

@@ -5,7 +5,7 @@ use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use resilience_core::{Deadline, Health, HealthStatus, PoolStatus, Standstill};
+use resilience_core::{Deadline, Health, HealthStatus, Name, PoolStatus, Standstill};
 use serde::Serialize;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
@@ -63,7 +63,7 @@ impl ServiceMonitor {
 
     /// The service's name.
     #[must_use]
-    pub fn name(&self) -> &Arc<str> {
+    pub fn name(&self) -> &Name {
         &self.watched.plan.name
     }
 
@@ -121,11 +121,11 @@ impl ServiceMonitor {
     }
 
     /// The name under which calls to the service are counted.
-    pub(crate) fn calls_name(&self) -> Arc<str> {
+    pub(crate) fn calls_name(&self) -> Name {
         let plan = &self.watched.plan;
-        let pipeline = plan.check.pipeline().map(|pipeline| Arc::clone(pipeline.name()));
-        let breaker = || plan.check.breaker().map(|breaker| Arc::clone(breaker.name()));
-        pipeline.or_else(breaker).unwrap_or_else(|| Arc::clone(&plan.name))
+        let pipeline = plan.check.pipeline().map(|pipeline| pipeline.name().clone());
+        let breaker = || plan.check.breaker().map(|breaker| breaker.name().clone());
+        pipeline.or_else(breaker).unwrap_or_else(|| plan.name.clone())
     }
 
     async fn check(&self) {

@@ -16,6 +16,16 @@ pub const MAX_NAMES: usize = 256;
 
 /// Labels.
 pub mod label {
+    use std::sync::Arc;
+
+    use metrics::SharedString;
+    use resilience_core::Name;
+
+    /// A name as the value of a label.
+    pub(crate) fn value(name: &Name) -> SharedString {
+        Arc::<str>::from(name.clone()).into()
+    }
+
     /// The name of a pipeline, or of one of its layers.
     pub const NAME: &str = "name";
     /// How a call, an attempt or a hedge ended.

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use metrics::{Counter, Histogram, Label, SharedString, counter, histogram};
-use resilience_core::{Backend, CallOutcome, Event, Observe};
+use resilience_core::{Backend, CallOutcome, Event, Name, Observe};
 
 use crate::capped::Capped;
 use crate::counters::{CircuitCounters, LayerCounters, PoolMeters};
@@ -45,7 +45,7 @@ impl MetricsObserver {
 
     /// Says what stands behind the pipeline `name`: the labels of its
     /// `db_client_operation_duration_seconds`. Until it is said, the system's name is `_OTHER`.
-    pub fn describe(&self, name: &Arc<str>, backend: Backend) {
+    pub fn describe(&self, name: &Name, backend: Backend) {
         self.calls.with(name, |calls| {
             calls.backend.store(Some(Arc::new(backend)));
             // Handles with the old labels must go.
@@ -132,9 +132,9 @@ enum Hedged {
 }
 
 impl CallMeters {
-    fn new(name: &Arc<str>) -> Self {
+    fn new(name: &Name) -> Self {
         Self {
-            name: SharedString::from(Arc::clone(name)),
+            name: label::value(name),
             backend: ArcSwapOption::empty(),
             operations: ArcSwap::default(),
             kinds: Default::default(),
@@ -265,7 +265,7 @@ mod tests {
     }
 
     fn call<'a>(
-        name: &'a Arc<str>,
+        name: &'a Name,
         operation: &'static str,
         outcome: CallOutcome,
         attempts: u32,
@@ -275,7 +275,7 @@ mod tests {
 
     #[test]
     fn a_call_is_told_by_what_it_asked_of_whom_and_how_it_ended() {
-        let name = Arc::from("database");
+        let name = Name::from("database");
         let text = rendered(|observer| {
             observer.on_event(&call(&name, "read", CallOutcome::Success, 1));
             let backend = Backend {
@@ -305,7 +305,7 @@ mod tests {
     fn names_without_end_make_no_series_without_end() {
         let text = rendered(|observer| {
             for tenant in 0..1000 {
-                let name = Arc::from(format!("tenant-{tenant}"));
+                let name = Name::from(format!("tenant-{tenant}"));
                 observer.on_event(&call(&name, "read", CallOutcome::Success, 1));
             }
         });
@@ -321,7 +321,7 @@ mod tests {
     fn layers_without_end_make_no_series_without_end() {
         let text = rendered(|observer| {
             for tenant in 0..1000 {
-                let name = Arc::from(format!("tenant-{tenant}"));
+                let name = Name::from(format!("tenant-{tenant}"));
                 for layer in RefusingLayer::ALL {
                     observer.on_event(&Event::Refused { name: &name, layer });
                 }
@@ -345,7 +345,7 @@ mod tests {
 
     #[test]
     fn operations_without_end_make_no_series_without_end() {
-        let name = Arc::from("database");
+        let name = Name::from("database");
         let text = rendered(|observer| {
             for operation in 0..100 {
                 let word: &'static str =
@@ -363,7 +363,7 @@ mod tests {
 
     #[test]
     fn pools_and_circuits_are_counted_by_name() {
-        let name = Arc::from("cache");
+        let name = Name::from("cache");
         let time = Duration::from_millis(30);
         let text = rendered(|observer| {
             observer.on_event(&Event::ConnectionCreated { pool: &name, elapsed: time });

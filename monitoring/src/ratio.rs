@@ -1,10 +1,9 @@
 //! The share of a breaker's attempts that failed within the last minute, from samples of its counts.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::Arc;
 use std::time::Duration;
 
-use resilience_core::{CircuitSnapshot, OutcomeCounts};
+use resilience_core::{CircuitSnapshot, Name, OutcomeCounts};
 use tokio::time::Instant;
 
 use crate::defaults::{MIN_SAMPLES, WINDOW};
@@ -16,7 +15,7 @@ const STEP: Duration = Duration::from_secs(5);
 /// Samples of up to [`MAX_NAMES`] breakers, each of up to 13 moments.
 #[derive(Debug, Default)]
 pub(crate) struct FailureRatios {
-    samples: HashMap<Arc<str>, VecDeque<(Instant, OutcomeCounts)>>,
+    samples: HashMap<Name, VecDeque<(Instant, OutcomeCounts)>>,
 }
 
 impl FailureRatios {
@@ -25,7 +24,7 @@ impl FailureRatios {
         if self.samples.len() >= MAX_NAMES && !self.samples.contains_key(&circuit.name) {
             return;
         }
-        let samples = self.samples.entry(Arc::clone(&circuit.name)).or_default();
+        let samples = self.samples.entry(circuit.name.clone()).or_default();
         if samples.back().is_none_or(|(last, _)| now.saturating_duration_since(*last) >= STEP) {
             samples.push_back((now, circuit.calls));
         }

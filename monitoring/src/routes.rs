@@ -18,7 +18,7 @@ use axum::http::StatusCode;
 use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE, RETRY_AFTER};
 use axum::response::{IntoResponse, Json, Response};
 use axum::routing::get;
-use resilience_core::HealthStatus;
+use resilience_core::{HealthStatus, Name};
 use serde::Serialize;
 
 use crate::{Alert, HealthSummary, MonitoringManager, ServiceHealth, Timestamp, json};
@@ -111,7 +111,7 @@ async fn detailed(State(manager): State<MonitoringManager>) -> Response {
         #[serde(serialize_with = "json::seconds")]
         uptime_seconds: Duration,
         checked_at: Option<Timestamp>,
-        services: BTreeMap<Arc<str>, ServiceHealth>,
+        services: BTreeMap<Name, ServiceHealth>,
         alerts: Vec<Alert>,
     }
     let summary = manager.get_health_summary();

@@ -1,9 +1,8 @@
 //! When something is worth an alert.
 
 use std::collections::{BTreeSet, HashMap};
-use std::sync::Arc;
 
-use resilience_core::{CircuitState, HealthStatus};
+use resilience_core::{CircuitState, HealthStatus, Name};
 
 use crate::{AlertSeverity, CircuitReport, Criticality, HealthSummary, ServiceHealth, defaults};
 
@@ -21,7 +20,7 @@ use crate::{AlertSeverity, CircuitReport, Criticality, HealthSummary, ServiceHea
 ///     }
 ///
 ///     fn judge(&mut self, summary: &HealthSummary, firing: &Firing) -> Vec<Finding> {
-///         let slow = |(name, service): (&std::sync::Arc<str>, &monitoring::ServiceHealth)| {
+///         let slow = |(name, service): (&resilience_core::Name, &monitoring::ServiceHealth)| {
 ///             // Fires above 500 ms and ends below 300 ms, so that it does not flap.
 ///             let limit = if firing.about(name) { 300 } else { 500 };
 ///             let p95 = service.metrics.p95.filter(|p95| p95.as_millis() > limit)?;
@@ -44,14 +43,14 @@ pub trait AlertRule: Send {
 /// The alerts of one rule that fire already.
 #[derive(Clone, Debug, Default)]
 pub struct Firing {
-    pub(crate) subjects: BTreeSet<Option<Arc<str>>>,
+    pub(crate) subjects: BTreeSet<Option<Name>>,
 }
 
 impl Firing {
     /// Whether one about `service` does.
     #[must_use]
-    pub fn about(&self, service: &Arc<str>) -> bool {
-        self.subjects.contains(&Some(Arc::clone(service)))
+    pub fn about(&self, service: &Name) -> bool {
+        self.subjects.contains(&Some(service.clone()))
     }
 
     /// Whether any does.
@@ -64,15 +63,15 @@ impl Firing {
 /// Something wrong that a rule found.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Finding {
-    pub(crate) service: Option<Arc<str>>,
+    pub(crate) service: Option<Name>,
     pub(crate) severity: AlertSeverity,
     pub(crate) summary: String,
 }
 
 impl Finding {
     /// Something wrong with `service`.
-    pub fn about(service: &Arc<str>, severity: AlertSeverity, summary: impl Into<String>) -> Self {
-        Self { service: Some(Arc::clone(service)), severity, summary: summary.into() }
+    pub fn about(service: &Name, severity: AlertSeverity, summary: impl Into<String>) -> Self {
+        Self { service: Some(service.clone()), severity, summary: summary.into() }
     }
 
     /// Something wrong that is not about one service.
@@ -138,7 +137,7 @@ pub(crate) fn built_in(thresholds: AlertThresholds) -> Vec<Box<dyn AlertRule>> {
 /// Asks `judge` about each service.
 fn each(
     summary: &HealthSummary,
-    judge: impl FnMut((&Arc<str>, &ServiceHealth)) -> Option<Finding>,
+    judge: impl FnMut((&Name, &ServiceHealth)) -> Option<Finding>,
 ) -> Vec<Finding> {
     summary.services.iter().filter_map(judge).collect()
 }
@@ -169,7 +168,7 @@ impl AlertRule for Unhealthy {
 struct CircuitOpened {
     /// State and generation of each at the last look: one that opened and closed in between has
     /// been open all the same.
-    seen: HashMap<Arc<str>, (CircuitState, u32)>,
+    seen: HashMap<Name, (CircuitState, u32)>,
 }
 
 impl AlertRule for CircuitOpened {
@@ -184,9 +183,9 @@ impl AlertRule for CircuitOpened {
             .iter()
             .filter_map(|(name, service)| Some((&service.breaker.as_ref()?.circuit.name, name)))
             .collect();
-        let opened = |(breaker, report): (&Arc<str>, &CircuitReport)| {
+        let opened = |(breaker, report): (&Name, &CircuitReport)| {
             let circuit = &report.circuit;
-            self.seen.insert(Arc::clone(breaker), (circuit.state, circuit.generation));
+            self.seen.insert(breaker.clone(), (circuit.state, circuit.generation));
             let missed = before.get(breaker).is_some_and(|(state, generation)| {
                 // From closed to closed it must have been open in between, but for a switch thrown by hand.
                 // One that was let go and made anew counts from 0 again.

@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use resilience_core::HealthCheck;
+use resilience_core::{HealthCheck, Name};
 use serde::Serialize;
 
 use crate::defaults;
@@ -43,7 +43,7 @@ pub enum Criticality {
 #[derive(Clone)]
 #[must_use]
 pub struct Service {
-    name: Arc<str>,
+    name: Name,
     check: Arc<dyn HealthCheck>,
     criticality: Criticality,
     interval: Option<Duration>,
@@ -55,7 +55,7 @@ pub struct Service {
 impl Service {
     /// A service named `name`: the word for it in bodies, alerts and labels.
     pub fn new(
-        name: impl Into<Arc<str>>,
+        name: impl Into<Name>,
         check: Arc<dyn HealthCheck>,
         criticality: Criticality,
     ) -> Self {
@@ -71,12 +71,12 @@ impl Service {
     }
 
     /// A [`Criticality::Critical`] service.
-    pub fn critical(name: impl Into<Arc<str>>, check: Arc<dyn HealthCheck>) -> Self {
+    pub fn critical(name: impl Into<Name>, check: Arc<dyn HealthCheck>) -> Self {
         Self::new(name, check, Criticality::Critical)
     }
 
     /// An [`Criticality::Optional`] service.
-    pub fn optional(name: impl Into<Arc<str>>, check: Arc<dyn HealthCheck>) -> Self {
+    pub fn optional(name: impl Into<Name>, check: Arc<dyn HealthCheck>) -> Self {
         Self::new(name, check, Criticality::Optional)
     }
 
@@ -161,7 +161,7 @@ const LONGEST: Duration = Duration::from_secs(24 * 3600);
 /// A service with all its settings, valid.
 #[derive(Clone)]
 pub(crate) struct Plan {
-    pub(crate) name: Arc<str>,
+    pub(crate) name: Name,
     pub(crate) check: Arc<dyn HealthCheck>,
     pub(crate) criticality: Criticality,
     pub(crate) interval: Duration,

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
-use resilience_core::CircuitRegistry;
+use resilience_core::{CircuitRegistry, Name};
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
 use tokio::time::{Instant, MissedTickBehavior, interval};
@@ -43,7 +43,7 @@ pub(crate) struct Shared {
     pub(crate) couriers: Mutex<Vec<Arc<Courier>>>,
     pub(crate) rules: Mutex<Vec<Box<dyn AlertRule>>>,
     pub(crate) board: Mutex<Board>,
-    monitors: RwLock<BTreeMap<Arc<str>, ServiceMonitor>>,
+    monitors: RwLock<BTreeMap<Name, ServiceMonitor>>,
     ratios: Mutex<FailureRatios>,
     gauges: Mutex<Gauges>,
     /// Held while something is taken in and set going, so that it is neither twice nor never.
@@ -78,7 +78,7 @@ impl Shared {
 
     pub(crate) fn take_in(&self, service: Service) -> Result<ServiceMonitor, InvalidMonitoring> {
         let plan = service.plan(self.setup.interval, self.setup.timeout)?;
-        let name = Arc::clone(&plan.name);
+        let name = plan.name.clone();
         let refuse = |field, value, allowed| {
             Err(InvalidMonitoring { field, of: format!("service {name:?}"), value, allowed })
         };
@@ -109,7 +109,7 @@ impl Shared {
     pub(crate) fn summary(&self) -> HealthSummary {
         let monitors = self.monitors();
         let mut services: BTreeMap<_, _> =
-            monitors.iter().map(|monitor| (Arc::clone(monitor.name()), monitor.health())).collect();
+            monitors.iter().map(|monitor| (monitor.name().clone(), monitor.health())).collect();
         let circuit_breakers = self.circuits(&monitors, &mut services);
         HealthSummary {
             overall_health: overall(services.values()),
@@ -126,8 +126,8 @@ impl Shared {
     fn circuits(
         &self,
         monitors: &[ServiceMonitor],
-        services: &mut BTreeMap<Arc<str>, ServiceHealth>,
-    ) -> BTreeMap<Arc<str>, CircuitReport> {
+        services: &mut BTreeMap<Name, ServiceHealth>,
+    ) -> BTreeMap<Name, CircuitReport> {
         let mut breakers = CircuitRegistry::global().all();
         for breaker in monitors.iter().filter_map(|monitor| monitor.plan().check.breaker()) {
             if !breakers.iter().any(|known| known.is_same(&breaker)) {
@@ -167,7 +167,7 @@ impl Shared {
         } else {
             (ReadyStatus::Ready, None)
         };
-        let services = services.iter().map(|(name, health)| (Arc::clone(name), health.into()));
+        let services = services.iter().map(|(name, health)| (name.clone(), health.into()));
         Readiness { status, policy, services: services.collect(), retry_after }
     }
 

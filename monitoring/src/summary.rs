@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use resilience_core::HealthStatus;
+use resilience_core::{HealthStatus, Name};
 use serde::Serialize;
 
 use crate::{Alert, CircuitReport, Criticality, ServiceHealth, Timestamp, json};
@@ -24,13 +24,13 @@ pub struct HealthSummary {
     /// When the latest check of any service ended; `None` before the first.
     pub checked_at: Option<Timestamp>,
     /// The services by name.
-    pub services: BTreeMap<Arc<str>, ServiceHealth>,
+    pub services: BTreeMap<Name, ServiceHealth>,
     /// The alerts that fire.
     pub alerts: Vec<Alert>,
     /// Every breaker of the process by name: those of the services and those of the
     /// [`CircuitRegistry`](resilience_core::CircuitRegistry). Those with one name are told together.
     #[serde(skip)]
-    pub circuit_breakers: BTreeMap<Arc<str>, CircuitReport>,
+    pub circuit_breakers: BTreeMap<Name, CircuitReport>,
 }
 
 /// What `overall_health` says of these services.
@@ -106,7 +106,7 @@ pub struct Readiness {
     /// What decides that.
     pub policy: ReadinessPolicy,
     /// How each service is.
-    pub services: BTreeMap<Arc<str>, ServiceReadiness>,
+    pub services: BTreeMap<Name, ServiceReadiness>,
     /// When to ask again, where it should get no traffic: the HTTP header `Retry-After`.
     #[serde(skip)]
     pub retry_after: Option<Duration>,

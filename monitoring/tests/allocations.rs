@@ -4,10 +4,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use monitoring::{MetricsObserver, MonitoringManager};
-use resilience_core::{CallOutcome, CircuitState, Event, RefusingLayer, add_observer, emit};
+use resilience_core::{CallOutcome, CircuitState, Event, Name, RefusingLayer, add_observer, emit};
 
 /// Everything that can happen to a call, its circuit and its connection.
-fn everything_happens(name: &Arc<str>) {
+fn everything_happens(name: &Name) {
     let elapsed = Duration::from_micros(700);
     for operation in ["read", "write"] {
         for outcome in CallOutcome::ALL {
@@ -39,7 +39,7 @@ fn everything_happens(name: &Arc<str>) {
 fn a_known_name_is_observed_without_allocation() {
     let _manager = MonitoringManager::builder().build().unwrap();
     add_observer(Arc::new(MetricsObserver::new()));
-    let name = Arc::from("database");
+    let name = Name::from("database");
     everything_happens(&name);
     let counted = allocation_counter::measure(|| {
         for _ in 0..100 {

@@ -40,7 +40,7 @@ fn watching(pipelines: &[&Pipeline]) -> MonitoringManager {
     let mut builder = MonitoringManager::builder().metrics(install_metrics());
     for pipeline in pipelines {
         let check = Arc::new(Behind((*pipeline).clone()));
-        builder = builder.optional(Arc::clone(pipeline.name()), check);
+        builder = builder.optional(pipeline.name().clone(), check);
     }
     builder.build().unwrap()
 }

@@ -14,7 +14,7 @@ use resilience_core::{
 use support::{Ledger, Puppet, Seen, every_second, pass, secs};
 
 /// A minute is longer than any of these tests waits: what is open stays so.
-fn tripped_by_one(name: &str) -> CircuitBreakerBuilder {
+fn tripped_by_one(name: &'static str) -> CircuitBreakerBuilder {
     CircuitBreaker::builder(name).fail_max(1).reset_timeout(secs(60))
 }
 
@@ -44,7 +44,7 @@ fn delivered(ledger: &Ledger, family: &str) -> Vec<Seen> {
 }
 
 /// Two keys at once, and so two keys that ever have a name: those that take their places have none.
-fn crowded(family: &str) -> KeyedBreakers<u8> {
+fn crowded(family: &'static str) -> KeyedBreakers<u8> {
     let keyed = KeyedBreakers::builder(tripped_by_one(family)).max_keys(2).build().unwrap();
     CircuitRegistry::global().insert_keyed(keyed.clone());
     for key in [1, 2] {

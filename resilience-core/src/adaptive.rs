@@ -8,7 +8,7 @@ pub use crate::limit_algorithm::LimitAlgorithm;
 use crate::limit_algorithm::{Estimate, Sample};
 use crate::observe::RefusingLayer;
 use crate::places::{Home, Line, NamedPlaces};
-use crate::{BulkheadFull, Deadline, InvalidSetting, Outcome, Rejections, heartbeat};
+use crate::{BulkheadFull, Deadline, InvalidSetting, Name, Outcome, Rejections, heartbeat};
 
 /// A limit on calls in flight that follows what the service can take. Cheap to clone: clones share it.
 ///
@@ -45,7 +45,7 @@ struct Shared {
 
 impl AdaptiveLimit {
     /// An AIMD limit from 20, between 1 and 200, with a queue of 1,024 and a wait of 5 s.
-    pub fn builder(name: impl Into<Arc<str>>) -> AdaptiveLimitBuilder {
+    pub fn builder(name: impl Into<Name>) -> AdaptiveLimitBuilder {
         AdaptiveLimitBuilder {
             name: name.into(),
             algorithm: LimitAlgorithm::default(),
@@ -58,7 +58,7 @@ impl AdaptiveLimit {
 
     /// Its name.
     #[must_use]
-    pub fn name(&self) -> &Arc<str> {
+    pub fn name(&self) -> &Name {
         &self.shared.places.name
     }
 
@@ -167,7 +167,7 @@ impl Shared {
 #[derive(Clone, Debug)]
 #[must_use]
 pub struct AdaptiveLimitBuilder {
-    name: Arc<str>,
+    name: Name,
     algorithm: LimitAlgorithm,
     min: u32,
     max: u32,

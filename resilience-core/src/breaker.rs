@@ -16,7 +16,8 @@ use crate::deadline::later;
 use crate::observe::{Event, RefusingLayer, emit};
 use crate::permit::{Lent, Settle, Watched};
 use crate::{
-    AnyError, Blame, CallError, CircuitOpen, Classify, Failed, InvalidSetting, Outcome, Permit,
+    AnyError, Blame, CallError, CircuitOpen, Classify, Failed, InvalidSetting, Name, Outcome,
+    Permit,
 };
 use counts::Counts;
 
@@ -56,18 +57,18 @@ pub struct CircuitBreaker {
 struct Shared {
     circuit: Circuit,
     counts: Counts,
-    name: Arc<str>,
+    name: Name,
 }
 
 impl CircuitBreaker {
     /// A closed breaker with the default settings.
     #[must_use]
-    pub fn new(name: impl Into<Arc<str>>) -> Self {
+    pub fn new(name: impl Into<Name>) -> Self {
         Self::builder(name).build().expect("the defaults are valid")
     }
 
     /// A breaker with other settings.
-    pub fn builder(name: impl Into<Arc<str>>) -> CircuitBreakerBuilder {
+    pub fn builder(name: impl Into<Name>) -> CircuitBreakerBuilder {
         CircuitBreakerBuilder {
             name: name.into(),
             settings: CircuitSettings::default(),
@@ -75,14 +76,14 @@ impl CircuitBreaker {
         }
     }
 
-    fn with_settings(name: Arc<str>, settings: CircuitSettings) -> Self {
+    fn with_settings(name: Name, settings: CircuitSettings) -> Self {
         let circuit = Circuit::new(settings, Instant::now());
         Self { shared: Arc::new(Shared { circuit, counts: Counts::new(), name }) }
     }
 
     /// Its name.
     #[must_use]
-    pub fn name(&self) -> &Arc<str> {
+    pub fn name(&self) -> &Name {
         &self.shared.name
     }
 
@@ -188,7 +189,7 @@ impl CircuitBreaker {
         let Glance { word, since, retry_after, failure_ratio, slow_call_ratio, recovering, armed } =
             self.shared.circuit.glance(now);
         CircuitSnapshot {
-            name: Arc::clone(&self.shared.name),
+            name: self.shared.name.clone(),
             state: word.state(),
             since: now.saturating_duration_since(since),
             generation: word.generation(),
@@ -269,28 +270,38 @@ impl CircuitBreaker {
     fn admit(&self) -> Result<Pass, CircuitOpen> {
         match self.shared.circuit.admit_fast() {
             Some(pass) => Ok(pass),
-            None => self.admit_or_refuse(),
+            None => {
+                let now = Instant::now();
+                let refused = self.refused_at(now);
+                refused.map_or_else(|| self.admit_at(now), Err).map_err(|wait| self.refusal(wait))
+            }
         }
     }
 
-    #[cold]
-    fn admit_or_refuse(&self) -> Result<Pass, CircuitOpen> {
-        let now = Instant::now();
-        let refused = self.shared.circuit.refuse_fast(now);
-        refused.map_or_else(|| self.admit_at(now), Err).map_err(|retry_after| {
-            let name = &self.shared.name;
-            self.shared.counts.add_not_permitted();
-            emit(&Event::Refused { name, layer: RefusingLayer::Breaker });
-            CircuitOpen { name: Arc::clone(name), retry_after }
-        })
+    /// Inlined, so that it is put together where it goes: to move it costs as much as to make it.
+    #[inline]
+    fn refusal(&self, retry_after: Duration) -> CircuitOpen {
+        CircuitOpen { name: self.shared.name.clone(), retry_after }
     }
 
+    #[cold]
+    fn refused_at(&self, now: Instant) -> Option<Duration> {
+        let refused = self.shared.circuit.refuse_fast(now);
+        refused.inspect(|_| self.tell_refusal())
+    }
+
+    #[cold]
     fn admit_at(&self, now: Instant) -> Result<Pass, Duration> {
         let admission = self.shared.circuit.admit(now);
         for transition in admission.transitions.into_iter().flatten() {
             self.announce(transition);
         }
-        admission.decision
+        admission.decision.inspect_err(|_| self.tell_refusal())
+    }
+
+    fn tell_refusal(&self) {
+        self.shared.counts.add_not_permitted();
+        emit(&Event::Refused { name: &self.shared.name, layer: RefusingLayer::Breaker });
     }
 
     #[inline]
@@ -298,6 +309,14 @@ impl CircuitBreaker {
         if pass.counts() {
             self.shared.counts.add(outcome);
         }
+        if outcome != Outcome::Success || !self.shared.circuit.is_untroubled(pass) {
+            self.settle_in_circuit(pass, outcome);
+        }
+    }
+
+    /// Apart, so that a success on a healthy circuit is little enough to be inlined.
+    #[inline(never)]
+    fn settle_in_circuit(&self, pass: Pass, outcome: Outcome) {
         if let Some(transition) = self.shared.circuit.settle(pass, outcome, Instant::now) {
             self.announce(transition);
         }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::observe::RefusingLayer;
 use crate::places::{Home, Line, NamedPlaces};
-use crate::{BulkheadFull, Deadline, InvalidSetting};
+use crate::{BulkheadFull, Deadline, InvalidSetting, Name};
 
 /// A limit on calls in flight, with a bounded wait for a place. Cheap to clone: clones share the places.
 ///
@@ -36,22 +36,18 @@ impl Bulkhead {
     /// # Errors
     ///
     /// [`InvalidSetting`] for a limit of 0, or a wait above a day.
-    pub fn new(
-        name: impl Into<Arc<str>>,
-        limit: u32,
-        wait: Duration,
-    ) -> Result<Self, InvalidSetting> {
+    pub fn new(name: impl Into<Name>, limit: u32, wait: Duration) -> Result<Self, InvalidSetting> {
         Self::builder(name).limit(limit).wait(wait).build()
     }
 
     /// A bulkhead of 64 places, with a queue of 1,024 and a wait of 5 s.
-    pub fn builder(name: impl Into<Arc<str>>) -> BulkheadBuilder {
+    pub fn builder(name: impl Into<Name>) -> BulkheadBuilder {
         BulkheadBuilder { name: name.into(), limit: 64, line: Line::default() }
     }
 
     /// Its name.
     #[must_use]
-    pub fn name(&self) -> &Arc<str> {
+    pub fn name(&self) -> &Name {
         &self.places.name
     }
 
@@ -128,7 +124,7 @@ impl Bulkhead {
 #[derive(Clone, Debug)]
 #[must_use]
 pub struct BulkheadBuilder {
-    name: Arc<str>,
+    name: Name,
     limit: u32,
     line: Line,
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use crate::{Injected, InvalidSetting};
+use crate::{Injected, InvalidSetting, Name};
 
 /// The longest latency: enough to outlast any timeout worth testing.
 const DAY: Duration = Duration::from_secs(24 * 3600);
@@ -39,7 +39,7 @@ pub struct Chaos {
 
 #[derive(Debug)]
 struct Shared {
-    name: Arc<str>,
+    name: Name,
     enabled: AtomicBool,
     decisions: AtomicU64,
     seed: u64,
@@ -48,14 +48,14 @@ struct Shared {
 
 impl Chaos {
     /// A chaos that, once switched on, does nothing yet: no faults, no latency.
-    pub fn builder(name: impl Into<Arc<str>>) -> ChaosBuilder {
+    pub fn builder(name: impl Into<Name>) -> ChaosBuilder {
         let plan = Plan { faults: 0.0, latency: 0.0, delay: Duration::ZERO..=Duration::ZERO };
         ChaosBuilder { name: name.into(), enabled: false, seed: None, plan }
     }
 
     /// Its name.
     #[must_use]
-    pub fn name(&self) -> &Arc<str> {
+    pub fn name(&self) -> &Name {
         &self.shared.name
     }
 
@@ -102,7 +102,7 @@ impl Chaos {
         if let Some(delay) = delay {
             tokio::time::sleep(delay).await;
         }
-        if fault { Err(Injected { name: Arc::clone(name) }) } else { Ok(()) }
+        if fault { Err(Injected { name: name.clone() }) } else { Ok(()) }
     }
 }
 
@@ -110,7 +110,7 @@ impl Chaos {
 #[derive(Clone, Debug)]
 #[must_use]
 pub struct ChaosBuilder {
-    name: Arc<str>,
+    name: Name,
     enabled: bool,
     seed: Option<u64>,
     plan: Plan,

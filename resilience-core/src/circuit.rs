@@ -85,7 +85,7 @@ pub(crate) struct Glance {
 #[derive(Debug)]
 pub(crate) struct Circuit {
     word: AtomicU64,
-    /// Nanoseconds from `origin` until which an open circuit refuses; written before the word says Open.
+    /// The time from `origin` until which an open circuit refuses, packed; written before the word says Open.
     open_until: AtomicU64,
     /// Nanoseconds from which a call is slow.
     slow_from: AtomicU64,
@@ -96,6 +96,8 @@ pub(crate) struct Circuit {
 
 /// A probe may end at any moment: who is refused because of one need not stay away for its whole lease.
 const PROBE_ENDS_SOON: Duration = Duration::from_secs(1);
+
+const NANOS_BITS: u32 = 30;
 
 /// What a healthy call does not need.
 #[derive(Debug)]
@@ -171,8 +173,9 @@ impl Circuit {
     #[inline]
     pub(crate) fn refuse_fast(&self, now: Instant) -> Option<Duration> {
         let word = self.load();
-        let wait = self.open_until.load(Ordering::Acquire).checked_sub(self.nanos(now))?;
-        (word.state() == CircuitState::Open && wait > 0).then(|| Duration::from_nanos(wait))
+        let until = unpacked(self.open_until.load(Ordering::Acquire));
+        let wait = until.checked_sub(now.saturating_duration_since(self.origin))?;
+        (word.state() == CircuitState::Open && !wait.is_zero()).then_some(wait)
     }
 
     pub(crate) fn admit(&self, now: Instant) -> Admission {
@@ -212,7 +215,12 @@ impl Circuit {
         Admission { decision, transitions }
     }
 
+    /// Whether a success of the call with `pass` changes nothing: the whole fast path.
     #[inline]
+    pub(crate) fn is_untroubled(&self, pass: Pass) -> bool {
+        self.load().is_untroubled(pass.generation())
+    }
+
     pub(crate) fn settle(
         &self,
         pass: Pass,
@@ -220,15 +228,11 @@ impl Circuit {
         now: impl Fn() -> Instant,
     ) -> Option<Transition> {
         let word = self.load();
-        if outcome == Outcome::Success {
-            if word.is_untroubled(pass.generation()) {
-                return None;
-            }
-            if word.only_counts(pass.generation())
-                && self.window.count_success(pass.generation(), || self.nanos(now()))
-            {
-                return None;
-            }
+        if outcome == Outcome::Success
+            && word.only_counts(pass.generation())
+            && self.window.count_success(pass.generation(), || self.nanos(now()))
+        {
+            return None;
         }
         self.settle_in(word, pass, outcome, now)
     }
@@ -355,7 +359,8 @@ impl Circuit {
 
     fn open_for(&self, slow: &mut Slow, since: Instant, time: Duration) {
         slow.open_until = later(since, time);
-        self.open_until.store(self.nanos(slow.open_until), Ordering::Release);
+        let until = slow.open_until.saturating_duration_since(self.origin);
+        self.open_until.store(packed(until), Ordering::Release);
     }
 
     fn set_recovering(&self, recovering: bool) {
@@ -419,5 +424,28 @@ impl Slow {
         let expires = later(now, lease);
         self.probes.push(Probe { id, granted: now, lease, expires, begun: now });
         id
+    }
+}
+
+/// A time in one word, of which neither making nor reading divides: whole seconds, up to 544 years,
+/// above 30 bits of nanoseconds.
+fn packed(time: Duration) -> u64 {
+    time.as_secs() << NANOS_BITS | u64::from(time.subsec_nanos())
+}
+
+fn unpacked(time: u64) -> Duration {
+    Duration::new(time >> NANOS_BITS, (time & ((1 << NANOS_BITS) - 1)) as u32)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_time_is_lost_in_the_packing() {
+        let one_less = Duration::from_nanos(1_999_999_999);
+        for time in [Duration::ZERO, Duration::from_nanos(1), one_less, 2 * crate::deadline::FAR] {
+            assert_eq!(unpacked(packed(time)), time);
+        }
     }
 }

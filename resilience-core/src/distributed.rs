@@ -30,7 +30,7 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 
 use crate::deadline::later;
 use crate::observe::{Event, emit};
-use crate::{CircuitBreaker, CircuitRegistry, CircuitState, Deadline};
+use crate::{CircuitBreaker, CircuitRegistry, CircuitState, Deadline, Name};
 use settings::Settings;
 
 pub use memory::MemoryOpinions;
@@ -97,7 +97,7 @@ struct Shared {
     process: ProcessId,
     jitter: Mutex<fastrand::Rng>,
     /// By circuit for which a quorum stands, the generation that it had when the quorum was first seen.
-    quorums: Mutex<HashMap<Arc<str>, u32>>,
+    quorums: Mutex<HashMap<Name, u32>>,
     lost: AtomicBool,
     exchanges: AtomicU64,
     failures: AtomicU64,
@@ -247,11 +247,7 @@ impl Exchange {
     }
 
     /// The circuits to arm, why, and whether this is the first time since the quorum was seen.
-    fn hinted<'a>(
-        &self,
-        seen: &'a [Seen],
-        tallies: &[Tally],
-    ) -> HashMap<&'a Arc<str>, (Tally, bool)> {
+    fn hinted<'a>(&self, seen: &'a [Seen], tallies: &[Tally]) -> HashMap<&'a Name, (Tally, bool)> {
         let settings = &self.shared.settings;
         let mut quorums = self.shared.quorums.lock().unwrap_or_else(PoisonError::into_inner);
         let before = std::mem::take(&mut *quorums);
@@ -261,7 +257,7 @@ impl Exchange {
         {
             let known = before.get(&seen.circuit).copied();
             let first = known.unwrap_or(seen.generation);
-            quorums.insert(Arc::clone(&seen.circuit), first);
+            quorums.insert(seen.circuit.clone(), first);
             if seen.is_closed && seen.generation == first {
                 hinted.insert(&seen.circuit, (*tally, known.is_none()));
             }
@@ -311,7 +307,7 @@ impl fmt::Debug for Exchange {
 
 /// A circuit of this process at the moment of an exchange.
 struct Seen {
-    circuit: Arc<str>,
+    circuit: Name,
     generation: u32,
     is_closed: bool,
     is_open: bool,
@@ -336,7 +332,6 @@ impl Seen {
 }
 
 fn opinions(seen: &[Seen]) -> Vec<Opinion> {
-    let opinion =
-        |seen: &Seen| Opinion { circuit: Arc::clone(&seen.circuit), is_open: seen.is_open };
+    let opinion = |seen: &Seen| Opinion { circuit: seen.circuit.clone(), is_open: seen.is_open };
     seen.iter().map(opinion).collect()
 }

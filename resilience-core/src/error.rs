@@ -1,10 +1,9 @@
 //! Why a call did not succeed, and when to come back.
 
 use std::convert::Infallible;
-use std::sync::Arc;
 use std::time::Duration;
 
-use crate::{Blame, Replay, Shed, Throttled, Verdict};
+use crate::{Blame, Name, Replay, Shed, Throttled, Verdict};
 
 /// Why a call did not succeed.
 ///
@@ -163,7 +162,7 @@ pub struct Failed<E> {
 #[non_exhaustive]
 pub struct CircuitOpen {
     /// The breaker's name.
-    pub name: Arc<str>,
+    pub name: Name,
     /// The soonest another try is worth making.
     pub retry_after: Duration,
 }
@@ -174,7 +173,7 @@ pub struct CircuitOpen {
 #[non_exhaustive]
 pub struct DeadlineExceeded {
     /// The pipeline's name.
-    pub name: Arc<str>,
+    pub name: Name,
     /// Attempts made, those of hedges among them; 0 where the deadline had passed before the first.
     pub attempts: u32,
     /// Time from the call to this answer.
@@ -190,7 +189,7 @@ pub struct DeadlineExceeded {
 #[non_exhaustive]
 pub struct AttemptTimeout {
     /// The pipeline's name.
-    pub name: Arc<str>,
+    pub name: Name,
     /// Attempts made, this one included, and those of hedges.
     pub attempts: u32,
     /// The time it was given.
@@ -205,7 +204,7 @@ pub struct AttemptTimeout {
 #[non_exhaustive]
 pub struct BulkheadFull {
     /// The bulkhead's name.
-    pub name: Arc<str>,
+    pub name: Name,
     /// How many calls may be in flight.
     pub limit: usize,
     /// Why it did not get one of the places that come free.
@@ -229,7 +228,7 @@ pub enum FullReason {
 #[non_exhaustive]
 pub struct RateLimited {
     /// The limiter's name.
-    pub name: Arc<str>,
+    pub name: Name,
     /// The soonest another try is worth making.
     pub retry_after: Duration,
 }
@@ -240,7 +239,7 @@ pub struct RateLimited {
 #[non_exhaustive]
 pub struct Injected {
     /// The chaos' name.
-    pub name: Arc<str>,
+    pub name: Name,
 }
 
 impl Injected {
@@ -257,7 +256,7 @@ impl Injected {
 #[non_exhaustive]
 pub struct Draining {
     /// The pipeline's name.
-    pub name: Arc<str>,
+    pub name: Name,
 }
 
 /// A setting that cannot be built.

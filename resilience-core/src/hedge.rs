@@ -20,7 +20,7 @@ use crate::deadline::{FAR, later};
 use crate::heartbeat::held_up;
 use crate::latency::RecentLatency;
 use crate::observe::{Event, emit};
-use crate::{Deadline, InvalidSetting, RetryBudget};
+use crate::{Deadline, InvalidSetting, Name, RetryBudget};
 
 /// Samples before a learned delay is known.
 const MIN_SAMPLES: u32 = 100;
@@ -51,7 +51,7 @@ pub struct Hedge {
 
 #[derive(Debug)]
 struct Shared {
-    name: Arc<str>,
+    name: Name,
     delay: Delay,
     max_hedges: u32,
     budget: RetryBudget,
@@ -68,7 +68,7 @@ impl Hedge {
     /// A hedge after the 95th percentile of recent latency, within a budget of 10 % of the calls and 10.
     pub fn builder() -> HedgeBuilder {
         HedgeBuilder {
-            name: Arc::from("hedge"),
+            name: Name::from("hedge"),
             delay: DelaySetting::Quantile(0.95),
             max_hedges: 1,
             budget: RetryBudget::default(),
@@ -93,7 +93,7 @@ impl Hedge {
 
     /// The name under which logs speak of it outside a pipeline.
     #[cfg(feature = "tower")]
-    pub(crate) fn name(&self) -> &Arc<str> {
+    pub(crate) fn name(&self) -> &Name {
         &self.shared.name
     }
 
@@ -147,7 +147,7 @@ impl Hedge {
     /// It allocates nothing, and arms no timer for what is ready at once, unless a hedge is started.
     pub(crate) async fn race<O, Fut>(
         &self,
-        name: &Arc<str>,
+        name: &Name,
         deadline: Option<Deadline>,
         mut operation: impl FnMut(u32) -> Fut,
         standing: impl Fn(&O) -> Standing,
@@ -218,7 +218,7 @@ impl Hedge {
 #[derive(Clone, Debug)]
 #[must_use]
 pub struct HedgeBuilder {
-    name: Arc<str>,
+    name: Name,
     delay: DelaySetting,
     max_hedges: u32,
     budget: RetryBudget,
@@ -232,7 +232,7 @@ enum DelaySetting {
 
 impl HedgeBuilder {
     /// The name under which events and logs speak of it; default `hedge`. Within a pipeline, the pipeline's counts.
-    pub fn name(self, name: impl Into<Arc<str>>) -> Self {
+    pub fn name(self, name: impl Into<Name>) -> Self {
         Self { name: name.into(), ..self }
     }
 
@@ -431,7 +431,7 @@ mod tests {
         let hedges = (attempts.len() as u32 - 1).max(1);
         let hedge =
             Hedge::builder().delay(Duration::from_millis(10)).max_hedges(hedges).build().unwrap();
-        let name = Arc::from("test");
+        let name = Name::from("test");
         let operation = |number: u32| {
             let (time, standing) = attempts[number as usize];
             async move {

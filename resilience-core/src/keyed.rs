@@ -20,7 +20,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::{CircuitBreaker, CircuitBreakerBuilder, CircuitState, InvalidSetting};
+use crate::{CircuitBreaker, CircuitBreakerBuilder, CircuitState, InvalidSetting, Name};
 
 /// The label of keys that have no name of their own.
 const OTHER: &str = "_OTHER";
@@ -60,7 +60,7 @@ pub struct KeyedBreakers<K> {
 }
 
 struct Shared<K> {
-    family: Arc<str>,
+    family: Name,
     template: CircuitBreakerBuilder,
     overflow: CircuitBreaker,
     table: RwLock<Table<K>>,
@@ -103,7 +103,7 @@ impl<K: Clone + Eq + fmt::Display + Hash> KeyedBreakers<K> {
             table.sweep(now, &mut gone);
             table.make_room(now, &mut gone).then(|| {
                 let named = table.name(key.to_owned());
-                let name = if named { own.into() } else { Arc::clone(shared.overflow.name()) };
+                let name = if named { own.into() } else { shared.overflow.name().clone() };
                 let breaker = shared.template.clone().named(name).build();
                 table.add(key.to_owned(), breaker.expect("the overflow is built of the same"), now)
             })
@@ -142,7 +142,7 @@ impl<K: Clone + Eq + fmt::Display + Hash> KeyedBreakers<K> {
 impl<K> KeyedBreakers<K> {
     /// The family's name.
     #[must_use]
-    pub fn name(&self) -> &Arc<str> {
+    pub fn name(&self) -> &Name {
         &self.shared.family
     }
 
@@ -212,7 +212,7 @@ impl<K> KeyedBreakersBuilder<K> {
         if idle.is_zero() || idle > YEAR {
             return Err(InvalidSetting::new("idle", idle, "above 0, up to 365 days"));
         }
-        let family = Arc::clone(template.clone().build()?.name());
+        let family = template.clone().build()?.name().clone();
         let overflow = template.clone().named(format!("{family}/{OTHER}").into()).build()?;
         let table = RwLock::new(Table::new(max_keys, idle, Instant::now()));
         let (evicted, overflowed) = (AtomicU64::new(0), AtomicU64::new(0));

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 
-use crate::CircuitState;
+use crate::{CircuitState, Name};
 
 static OBSERVERS: LazyLock<ArcSwap<Vec<Arc<dyn Observe>>>> = LazyLock::new(ArcSwap::default);
 
@@ -111,7 +111,7 @@ pub enum Event<'a> {
     /// A circuit changed its state.
     CircuitTransition {
         /// The breaker's name.
-        name: &'a Arc<str>,
+        name: &'a Name,
         /// The state it left.
         from: CircuitState,
         /// The state it is in.
@@ -122,7 +122,7 @@ pub enum Event<'a> {
     /// An attempt failed and another is due after `delay`.
     RetryScheduled {
         /// The pipeline's or policy's name.
-        name: &'a Arc<str>,
+        name: &'a Name,
         /// Attempts made so far, 1 or more.
         attempts: u32,
         /// Time until the next.
@@ -131,35 +131,35 @@ pub enum Event<'a> {
     /// A retry was due but the budget had nothing left.
     RetryBudgetExhausted {
         /// The pipeline's or policy's name.
-        name: &'a Arc<str>,
+        name: &'a Name,
     },
     /// A layer refused a call or an attempt: nothing was sent.
     Refused {
         /// The layer's name.
-        name: &'a Arc<str>,
+        name: &'a Name,
         /// What it is.
         layer: RefusingLayer,
     },
     /// An answer was late, and the call was made once more beside it.
     HedgeStarted {
         /// The pipeline's or hedge's name.
-        name: &'a Arc<str>,
+        name: &'a Name,
     },
     /// Of all answers to a call, that of a hedge was the first.
     HedgeWon {
         /// The pipeline's or hedge's name.
-        name: &'a Arc<str>,
+        name: &'a Name,
     },
     /// An answer was late, but the budget had nothing left for a hedge.
     HedgeRefused {
         /// The pipeline's or hedge's name.
-        name: &'a Arc<str>,
+        name: &'a Name,
     },
     /// A quorum of processes has a circuit open: for a while, one failure opens it here too. Not told
     /// again while that is renewed.
     CircuitArmed {
         /// The breaker's name.
-        name: &'a Arc<str>,
+        name: &'a Name,
     },
     /// This process told others what it thinks of its circuits, and asked what they think.
     OpinionsExchanged {
@@ -169,7 +169,7 @@ pub enum Event<'a> {
     /// A call through a pipeline ended, or its future was dropped.
     CallEnded {
         /// The pipeline's name.
-        name: &'a Arc<str>,
+        name: &'a Name,
         /// What was asked: a fixed word such as `read` or `write`.
         operation: &'static str,
         /// How it ended.
@@ -182,28 +182,28 @@ pub enum Event<'a> {
     /// A pool opened a connection.
     ConnectionCreated {
         /// The pool's name.
-        pool: &'a Arc<str>,
+        pool: &'a Name,
         /// Time it took.
         elapsed: Duration,
     },
     /// A pool lent a connection.
     ConnectionAcquired {
         /// The pool's name.
-        pool: &'a Arc<str>,
+        pool: &'a Name,
         /// Time the borrower waited.
         waited: Duration,
     },
     /// A borrowed connection came back, or was given up.
     ConnectionReleased {
         /// The pool's name.
-        pool: &'a Arc<str>,
+        pool: &'a Name,
         /// Time it was borrowed.
         used: Duration,
     },
     /// A borrower waited as long as it may and got nothing.
     AcquireTimedOut {
         /// The pool's name.
-        pool: &'a Arc<str>,
+        pool: &'a Name,
     },
 }
 

@@ -32,7 +32,8 @@ use crate::nesting::{self, Inner};
 use crate::observe::CallOutcome;
 use crate::{
     Blame, Bulkhead, CallError, CircuitBreaker, Classify, Deadline, DeadlineExceeded, Drained,
-    Draining, Hedge, LoadShedder, Rank, RetryBudget, RetryPolicy, ShedGuard, Throttle, Timeout,
+    Draining, Hedge, LoadShedder, Name, Rank, RetryBudget, RetryPolicy, ShedGuard, Throttle,
+    Timeout,
 };
 use attempts::{Ended, refused, standing};
 use limit::Limit;
@@ -65,7 +66,7 @@ pub struct Pipeline {
 
 #[derive(Debug)]
 struct Layers {
-    name: Arc<str>,
+    name: Name,
     deadline: Duration,
     gate: Gate,
     shedder: Option<LoadShedder>,
@@ -94,7 +95,7 @@ enum Guard {
 
 impl Pipeline {
     /// A pipeline with a deadline of 60 s and an attempt timeout of 30 s, and no other layer.
-    pub fn builder(name: impl Into<Arc<str>>) -> PipelineBuilder {
+    pub fn builder(name: impl Into<Name>) -> PipelineBuilder {
         PipelineBuilder::new(name.into())
     }
 
@@ -104,17 +105,17 @@ impl Pipeline {
     /// Deadline 60 s, attempt timeout 30 s; 3 retries from 1 s up to 60 s, within a budget of 10 % of the
     /// calls and 10; a circuit that opens after 10 failures in a row, for 120 s, and closes after 3 probes;
     /// 64 calls in flight, with no wait for a place. All of it can be set anew on the builder.
-    pub fn optional_service(name: impl Into<Arc<str>>) -> PipelineBuilder {
+    pub fn optional_service(name: impl Into<Name>) -> PipelineBuilder {
         let name = name.into();
         let attempt_timeout = Duration::from_secs(30);
-        let breaker = CircuitBreaker::builder(Arc::clone(&name))
+        let breaker = CircuitBreaker::builder(name.clone())
             .fail_max(10)
             .reset_timeout(Duration::from_secs(120))
             .success_threshold(3)
             .probe_lease(attempt_timeout)
             .build()
             .expect("the settings are valid");
-        let bulkhead = Bulkhead::new(Arc::clone(&name), 64, Duration::ZERO);
+        let bulkhead = Bulkhead::new(name.clone(), 64, Duration::ZERO);
         let retry = RetryPolicy::builder().budget(RetryBudget::default()).build();
         Self::builder(name)
             .attempt_timeout(attempt_timeout)
@@ -125,7 +126,7 @@ impl Pipeline {
 
     /// Its name.
     #[must_use]
-    pub fn name(&self) -> &Arc<str> {
+    pub fn name(&self) -> &Name {
         &self.layers.name
     }
 
@@ -255,7 +256,7 @@ impl Pipeline {
                     self.layers.tell_the_outer(Inner::Answered);
                 }
                 answer.unwrap_or_else(|_| {
-                    let name = Arc::clone(&self.layers.name);
+                    let name = self.layers.name.clone();
                     let elapsed = started.elapsed();
                     let blame = Blame::Local; // The fallback is the application's own.
                     Err(CallError::from(DeadlineExceeded { name, attempts, elapsed, blame }).into())
@@ -300,7 +301,7 @@ impl Layers {
         let mut record = Record::new(&self.name, call, self.deadline);
         if inside.is_none() {
             record.outcome = CallOutcome::Rejected;
-            return Err(Draining { name: Arc::clone(&self.name) }.into());
+            return Err(Draining { name: self.name.clone() }.into());
         }
         let mut result = match self.shed(call.rank) {
             Err(ended) => Err(ended),

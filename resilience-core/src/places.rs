@@ -24,7 +24,7 @@ use tokio::time::timeout_at;
 
 use crate::observe::{Event, RefusingLayer, emit};
 use crate::sync::{AtomicU32, AtomicU64, Mutex, MutexGuard, Ordering, PoisonError};
-use crate::{BulkheadFull, Deadline, FullReason, InvalidSetting, Rejections};
+use crate::{BulkheadFull, Deadline, FullReason, InvalidSetting, Name, Rejections};
 
 /// One more in the queue; those in flight are counted below it.
 const ONE_WAITING: u64 = 1 << 32;
@@ -267,13 +267,13 @@ impl Default for Line {
 /// Places under a name, which whoever gets none of them is told.
 #[derive(Debug)]
 pub(crate) struct NamedPlaces {
-    pub(crate) name: Arc<str>,
+    pub(crate) name: Name,
     layer: RefusingLayer,
     places: Places,
 }
 
 impl NamedPlaces {
-    pub(crate) fn new(layer: RefusingLayer, name: Arc<str>, limit: u32, line: Line) -> Self {
+    pub(crate) fn new(layer: RefusingLayer, name: Name, limit: u32, line: Line) -> Self {
         Self { name, layer, places: Places::new(limit, line) }
     }
 
@@ -287,7 +287,7 @@ impl NamedPlaces {
         // Boxed, so that who need not wait does not carry the size of a timer.
         Box::pin(self.take(deadline)).await.map_err(|reason| {
             emit(&Event::Refused { name: &self.name, layer: self.layer });
-            let (name, limit) = (Arc::clone(&self.name), self.limit());
+            let (name, limit) = (self.name.clone(), self.limit());
             BulkheadFull { name, limit, reason }
         })
     }

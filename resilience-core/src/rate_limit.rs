@@ -16,7 +16,7 @@ use tokio::time::{Instant, sleep_until};
 
 use crate::observe::{Event, RefusingLayer, emit};
 use crate::places::{LONGEST_WAIT, Line, Places};
-use crate::{Deadline, InvalidSetting, RateLimited};
+use crate::{Deadline, InvalidSetting, Name, RateLimited};
 
 /// The longest time in which a used burst may come back: what the state of the algorithm holds with ease.
 const LONGEST_REFILL: Duration = Duration::from_secs(365 * 24 * 3600);
@@ -45,7 +45,7 @@ pub struct RateLimiter {
 
 #[derive(Debug)]
 struct Shared {
-    name: Arc<str>,
+    name: Name,
     cells: governor::RateLimiter<NotKeyed, InMemoryState, Ticks, NoOpMiddleware<Duration>>,
     clock: Ticks,
     /// The time from one call to the next at the full rate.
@@ -60,14 +60,14 @@ struct Shared {
 impl RateLimiter {
     /// A limiter of `calls` (1 or more) in `time` (above 0, a day at the most), at least a nanosecond
     /// for each.
-    pub fn builder(name: impl Into<Arc<str>>, calls: u32, time: Duration) -> RateLimiterBuilder {
+    pub fn builder(name: impl Into<Name>, calls: u32, time: Duration) -> RateLimiterBuilder {
         let queue = Line::default().max_waiting;
         RateLimiterBuilder { name: name.into(), calls, time, burst: calls, queue }
     }
 
     /// Its name.
     #[must_use]
-    pub fn name(&self) -> &Arc<str> {
+    pub fn name(&self) -> &Name {
         &self.shared.name
     }
 
@@ -161,7 +161,7 @@ impl Shared {
     fn reject(&self, retry_after: Duration) -> RateLimited {
         self.rejected.fetch_add(1, Ordering::Relaxed);
         emit(&Event::Refused { name: &self.name, layer: RefusingLayer::RateLimit });
-        RateLimited { name: Arc::clone(&self.name), retry_after }
+        RateLimited { name: self.name.clone(), retry_after }
     }
 }
 
@@ -194,7 +194,7 @@ impl Clock for Ticks {
 #[derive(Clone, Debug)]
 #[must_use]
 pub struct RateLimiterBuilder {
-    name: Arc<str>,
+    name: Name,
     calls: u32,
     time: Duration,
     burst: u32,

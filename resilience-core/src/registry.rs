@@ -7,7 +7,9 @@ use std::panic::Location;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 
-use crate::{CircuitBreaker, CircuitBreakerBuilder, CircuitState, InvalidSetting, KeyedBreakers};
+use crate::{
+    CircuitBreaker, CircuitBreakerBuilder, CircuitState, InvalidSetting, KeyedBreakers, Name,
+};
 
 static GLOBAL: LazyLock<CircuitRegistry> = LazyLock::new(CircuitRegistry::default);
 
@@ -36,8 +38,8 @@ pub struct CircuitRegistry {
 
 #[derive(Debug, Default)]
 struct Entries {
-    named: BTreeMap<Arc<str>, Entry>,
-    families: BTreeMap<Arc<str>, Family>,
+    named: BTreeMap<Name, Entry>,
+    families: BTreeMap<Name, Family>,
     /// Rises with each question; the order of questions stands in for their time.
     asked: u64,
 }
@@ -127,7 +129,7 @@ impl CircuitRegistry {
     where
         K: Clone + Eq + fmt::Display + Hash + Send + Sync + 'static,
     {
-        let name = Arc::clone(keyed.name());
+        let name = keyed.name().clone();
         let family = Family(Arc::new(move || {
             let overflow = (keyed.overflowed() > 0).then(|| keyed.overflow().clone());
             keyed.all().into_iter().map(|(_, breaker)| breaker).chain(overflow).collect()
@@ -135,7 +137,7 @@ impl CircuitRegistry {
         let mut entries = self.lock();
         let known = entries.families.contains_key(&name);
         let (room, gone) = if known { (true, None) } else { entries.make_room(self.capacity) };
-        let before = room.then(|| entries.families.insert(Arc::clone(&name), family));
+        let before = room.then(|| entries.families.insert(name.clone(), family));
         drop(entries);
         self.note(&name, room, gone);
         drop(before);
@@ -179,13 +181,13 @@ impl CircuitRegistry {
         breaker: CircuitBreaker,
         place: &'static Location<'static>,
     ) {
-        let name = Arc::clone(breaker.name());
+        let name = breaker.name().clone();
         let known = entries.named.contains_key(&name);
         let (room, gone) = if known { (true, None) } else { entries.make_room(self.capacity) };
         let before = room.then(|| {
             let asked = entries.asked;
             let entry = Entry { breaker, place, warned: false, asked };
-            entries.named.insert(Arc::clone(&name), entry)
+            entries.named.insert(name.clone(), entry)
         });
         drop(entries);
         self.note(&name, room, gone);
@@ -234,7 +236,7 @@ impl Entries {
         }
         let free = self.named.iter().filter(|(_, entry)| entry.is_free());
         let longest_ago = free.min_by_key(|(_, entry)| entry.asked);
-        let gone = longest_ago.map(|(name, _)| Arc::clone(name));
+        let gone = longest_ago.map(|(name, _)| name.clone());
         let gone = gone.and_then(|name| self.named.remove(&name));
         (gone.is_some(), gone)
     }
@@ -280,8 +282,9 @@ mod tests {
     #[test]
     fn a_full_registry_forgets_only_what_nobody_holds_and_what_is_closed() {
         let registry = CircuitRegistry::bounded(3).unwrap();
-        let create =
-            |name: &str| registry.get_or_create(CircuitBreaker::builder(name).fail_max(1)).unwrap();
+        let create = |name: &'static str| {
+            registry.get_or_create(CircuitBreaker::builder(name).fail_max(1)).unwrap()
+        };
         let names = || registry.all().iter().map(|b| b.name().to_string()).collect::<Vec<_>>();
         create("open").try_acquire().unwrap().failure();
         let held = create("held");

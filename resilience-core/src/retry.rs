@@ -1,14 +1,13 @@
 //! Do it again, a bounded number of times, later each time, and only where that is safe.
 
 use std::future::Future;
-use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
 
 use crate::backoff::BackoffBuilder;
 use crate::observe::{Event, emit};
-use crate::{Backoff, BackoffShape, Deadline, InvalidSetting, Jitter, RetryBudget};
+use crate::{Backoff, BackoffShape, Deadline, InvalidSetting, Jitter, Name, RetryBudget};
 
 /// How often a call is repeated, and how long it waits in between. Cheap to clone.
 ///
@@ -33,7 +32,7 @@ use crate::{Backoff, BackoffShape, Deadline, InvalidSetting, Jitter, RetryBudget
 /// ```
 #[derive(Clone, Debug)]
 pub struct RetryPolicy {
-    pub(crate) name: Arc<str>,
+    pub(crate) name: Name,
     max_retries: u32,
     backoff: Backoff,
     budget: Option<RetryBudget>,
@@ -43,7 +42,7 @@ impl RetryPolicy {
     /// A policy with other settings than the defaults.
     pub fn builder() -> RetryPolicyBuilder {
         RetryPolicyBuilder {
-            name: Arc::from("retry"),
+            name: Name::from("retry"),
             max_retries: 3,
             backoff: Backoff::builder(),
             budget: None,
@@ -149,7 +148,7 @@ impl RetryPolicy {
 
     /// One call's retries, under the name of whoever makes it. For a call that needs none, this is all
     /// there is to pay: a deposit, and no wait is made ready.
-    pub(crate) fn begin<'a>(&'a self, name: &'a Arc<str>) -> Retries<'a> {
+    pub(crate) fn begin<'a>(&'a self, name: &'a Name) -> Retries<'a> {
         self.deposit();
         self.retries(name)
     }
@@ -164,7 +163,7 @@ impl RetryPolicy {
 
     /// [`begin`](Self::begin) where the call has been noted already.
     #[inline]
-    pub(crate) fn retries<'a>(&'a self, name: &'a Arc<str>) -> Retries<'a> {
+    pub(crate) fn retries<'a>(&'a self, name: &'a Name) -> Retries<'a> {
         Retries { policy: self, name, waits: None, attempts: 0, budgeted: true }
     }
 }
@@ -194,7 +193,7 @@ impl Default for RetryPolicy {
 #[derive(Debug)]
 pub(crate) struct Retries<'a> {
     policy: &'a RetryPolicy,
-    name: &'a Arc<str>,
+    name: &'a Name,
     waits: Option<Backoff>,
     attempts: u32,
     /// Whether the next retry costs the budget anything. What never reached the service does not.
@@ -249,7 +248,7 @@ impl Retries<'_> {
 #[derive(Clone, Debug)]
 #[must_use]
 pub struct RetryPolicyBuilder {
-    name: Arc<str>,
+    name: Name,
     max_retries: u32,
     backoff: BackoffBuilder,
     budget: Option<RetryBudget>,
@@ -257,7 +256,7 @@ pub struct RetryPolicyBuilder {
 
 impl RetryPolicyBuilder {
     /// The name under which events and logs speak of it; default `retry`. Within a pipeline, the pipeline's counts.
-    pub fn name(self, name: impl Into<Arc<str>>) -> Self {
+    pub fn name(self, name: impl Into<Name>) -> Self {
         Self { name: name.into(), ..self }
     }
 

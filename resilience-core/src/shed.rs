@@ -11,7 +11,7 @@ use crate::meter::Meter;
 use crate::observe::{Event, RefusingLayer, emit};
 use crate::prioritizer::INTERVAL;
 use crate::priority::LEVELS;
-use crate::{AdaptiveLimit, Bulkhead, InvalidSetting, Prioritizer, Priority, Rank};
+use crate::{AdaptiveLimit, Bulkhead, InvalidSetting, Name, Prioritizer, Priority, Rank};
 
 /// Sheds load by priority in front of one limiter. Cheap to clone.
 ///
@@ -50,7 +50,7 @@ pub struct LoadShedder {
 }
 
 struct Shared {
-    name: Arc<str>,
+    name: Name,
     prioritizer: Prioritizer,
     meter: Arc<Meter>,
     source: Source,
@@ -103,7 +103,7 @@ impl LoadShedder {
     ///
     /// [`InvalidSetting`] for a limit of 0 or above 2³¹.
     pub fn new(
-        name: impl Into<Arc<str>>,
+        name: impl Into<Name>,
         prioritizer: &Prioritizer,
         limit: u32,
     ) -> Result<Self, InvalidSetting> {
@@ -116,14 +116,14 @@ impl LoadShedder {
     /// A shedder in front of the limiter whose load `load` tells. It is asked once for each request: a
     /// few atomic loads, no more. A limit of 0 is taken for 1.
     pub fn watching(
-        name: impl Into<Arc<str>>,
+        name: impl Into<Name>,
         prioritizer: &Prioritizer,
         load: impl Fn() -> Load + Send + Sync + 'static,
     ) -> Self {
         Self::with_source(name.into(), prioritizer, Source::Watched(Box::new(load)))
     }
 
-    fn with_source(name: Arc<str>, prioritizer: &Prioritizer, source: Source) -> Self {
+    fn with_source(name: Name, prioritizer: &Prioritizer, source: Source) -> Self {
         let meter = Arc::default();
         prioritizer.register(&meter);
         let prioritizer = prioritizer.clone();
@@ -142,7 +142,7 @@ impl LoadShedder {
 
     /// Its name.
     #[must_use]
-    pub fn name(&self) -> &Arc<str> {
+    pub fn name(&self) -> &Name {
         &self.shared.name
     }
 
@@ -185,7 +185,7 @@ impl LoadShedder {
                 meter.refuse(priority);
                 tracing::debug!(target: "shared_external::shed", %name, priority = priority.as_str(), "request shed");
                 emit(&Event::Refused { name, layer: RefusingLayer::Shed });
-                return Err(Shed { name: Arc::clone(name), retry_after: INTERVAL });
+                return Err(Shed { name: name.clone(), retry_after: INTERVAL });
             }
         }
         meter.enter();
@@ -229,7 +229,7 @@ impl Drop for ShedGuard<'_> {
 #[non_exhaustive]
 pub struct Shed {
     /// The shedder's name.
-    pub name: Arc<str>,
+    pub name: Name,
     /// When the threshold may have moved.
     pub retry_after: Duration,
 }

@@ -23,7 +23,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::{Instant, timeout_at};
 
-use crate::{Blame, CallError, Deadline, DeadlineExceeded, InvalidSetting, nesting};
+use crate::{Blame, CallError, Deadline, DeadlineExceeded, InvalidSetting, Name, nesting};
 
 /// Makes one call of the many that ask for the same at the same time. Cheap to clone: clones share
 /// the flights.
@@ -53,7 +53,7 @@ pub struct SingleFlight<K, V, E> {
 }
 
 struct Shared<K, V, E> {
-    name: Arc<str>,
+    name: Name,
     max_keys: usize,
     flights: Mutex<HashMap<K, Boarding<V, E>>>,
     uncoalesced: AtomicU64,
@@ -85,7 +85,7 @@ impl<K: Clone + Eq + Hash, V: Clone, E> SingleFlight<K, V, E> {
     /// # Errors
     ///
     /// [`InvalidSetting`] for a bound of 0.
-    pub fn new(name: impl Into<Arc<str>>, max_keys: usize) -> Result<Self, InvalidSetting> {
+    pub fn new(name: impl Into<Name>, max_keys: usize) -> Result<Self, InvalidSetting> {
         if max_keys == 0 {
             return Err(InvalidSetting::new("max_keys", max_keys, "1 or more"));
         }
@@ -192,7 +192,7 @@ impl<K: Clone + Eq + Hash, V: Clone, E> SingleFlight<K, V, E> {
         };
         let started = Instant::now();
         timeout_at(deadline.instant(), turn).await.map(Result::ok).map_err(|_| {
-            let name = Arc::clone(&self.shared.name);
+            let name = self.shared.name.clone();
             let elapsed = started.elapsed();
             Arc::new(DeadlineExceeded { name, attempts: 0, elapsed, blame: Blame::Service }.into())
         })

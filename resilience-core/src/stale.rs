@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::{CallError, InvalidSetting, SingleFlight};
+use crate::{CallError, InvalidSetting, Name, SingleFlight};
 
 /// The longest that a value may be kept: a duration meant as "for ever" is a mistake here.
 const YEAR: Duration = Duration::from_secs(365 * 24 * 3600);
@@ -90,13 +90,13 @@ pub struct Cached<V> {
 }
 
 struct Shared<K, V> {
-    name: Arc<str>,
+    name: Name,
     store: RwLock<Store<K, V>>,
 }
 
 impl<K: Clone + Eq + Hash, V: Clone, E> StaleCache<K, V, E> {
     /// An empty cache of up to 1,024 values that are fresh for 60 s and stale for one hour more.
-    pub fn builder(name: impl Into<Arc<str>>) -> StaleCacheBuilder<K, V, E> {
+    pub fn builder(name: impl Into<Name>) -> StaleCacheBuilder<K, V, E> {
         StaleCacheBuilder {
             name: name.into(),
             capacity: 1_024,
@@ -219,7 +219,7 @@ impl<K, V, E> fmt::Debug for StaleCache<K, V, E> {
 /// Settings of a [`StaleCache`] to be.
 #[must_use]
 pub struct StaleCacheBuilder<K, V, E> {
-    name: Arc<str>,
+    name: Name,
     capacity: usize,
     fresh_for: Duration,
     stale_for: Duration,
@@ -258,7 +258,7 @@ impl<K: Clone + Eq + Hash, V: Clone, E> StaleCacheBuilder<K, V, E> {
         if stale_for.is_zero() || stale_for > YEAR {
             return Err(InvalidSetting::new("stale_for", stale_for, "above 0, up to 365 days"));
         }
-        let flights = SingleFlight::new(Arc::clone(&name), capacity)?;
+        let flights = SingleFlight::new(name.clone(), capacity)?;
         let store = RwLock::new(Store {
             capacity,
             fresh_for,

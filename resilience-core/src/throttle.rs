@@ -18,7 +18,7 @@ use serde::Serialize;
 use tokio::time::Instant;
 
 use crate::observe::{Event, RefusingLayer, emit};
-use crate::{InvalidSetting, Outcome};
+use crate::{InvalidSetting, Name, Outcome};
 
 /// The window is as many buckets, and slides by one of them.
 const BUCKETS: usize = 60;
@@ -48,7 +48,7 @@ pub struct Throttle {
 
 #[derive(Debug)]
 struct Shared {
-    name: Arc<str>,
+    name: Name,
     multiplier: f64,
     max_rejection: f64,
     window: Window,
@@ -59,12 +59,12 @@ struct Shared {
 impl Throttle {
     /// A throttle with the default settings.
     #[must_use]
-    pub fn new(name: impl Into<Arc<str>>) -> Self {
+    pub fn new(name: impl Into<Name>) -> Self {
         Self::builder(name).build().expect("the defaults are valid")
     }
 
     /// A throttle with other settings.
-    pub fn builder(name: impl Into<Arc<str>>) -> ThrottleBuilder {
+    pub fn builder(name: impl Into<Name>) -> ThrottleBuilder {
         ThrottleBuilder {
             name: name.into(),
             window: Duration::from_secs(120),
@@ -76,7 +76,7 @@ impl Throttle {
 
     /// Its name.
     #[must_use]
-    pub fn name(&self) -> &Arc<str> {
+    pub fn name(&self) -> &Name {
         &self.shared.name
     }
 
@@ -105,7 +105,7 @@ impl Throttle {
         let Shared { name, window, refused, .. } = &*self.shared;
         let sums = window.at(Instant::now());
         ThrottleSnapshot {
-            name: Arc::clone(name),
+            name: name.clone(),
             requests: sums.requests(),
             accepts: sums.accepted,
             refused: refused.load(Ordering::Relaxed),
@@ -123,7 +123,7 @@ impl Throttle {
             refused.fetch_add(1, Ordering::Relaxed);
             tracing::debug!(target: "shared_external::throttle", %name, probability, "request throttled");
             emit(&Event::Refused { name, layer: RefusingLayer::Throttle });
-            return Err(Throttled { name: Arc::clone(name) });
+            return Err(Throttled { name: name.clone() });
         }
         Ok(ThrottlePermit::new(self))
     }
@@ -181,14 +181,14 @@ impl<'a> ThrottlePermit<'a> {
 #[non_exhaustive]
 pub struct Throttled {
     /// The throttle's name.
-    pub name: Arc<str>,
+    pub name: Name,
 }
 
 /// Settings of a [`Throttle`] to be.
 #[derive(Clone, Debug)]
 #[must_use]
 pub struct ThrottleBuilder {
-    name: Arc<str>,
+    name: Name,
     window: Duration,
     multiplier: f64,
     max_rejection: f64,
@@ -254,7 +254,7 @@ impl ThrottleBuilder {
 #[non_exhaustive]
 pub struct ThrottleSnapshot {
     /// The throttle's name.
-    pub name: Arc<str>,
+    pub name: Name,
     /// Requests in the window: those the service answered, and those refused here.
     pub requests: u64,
     /// Those of them that the service accepted.

@@ -15,7 +15,7 @@ use tokio::time::Instant;
 use crate::deadline::{FAR, later};
 use crate::latency::RecentLatency;
 use crate::limited::Limited;
-use crate::{AttemptTimeout, Blame, Deadline, InvalidSetting, heartbeat};
+use crate::{AttemptTimeout, Blame, Deadline, InvalidSetting, Name, heartbeat};
 
 /// The longest limit that can be learned.
 const HOUR: Duration = Duration::from_secs(3600);
@@ -38,7 +38,7 @@ const HOUR: Duration = Duration::from_secs(3600);
 /// ```
 #[derive(Clone, Debug)]
 pub struct Timeout {
-    name: Arc<str>,
+    name: Name,
     limit: Limit,
 }
 
@@ -78,7 +78,7 @@ impl Timeout {
     /// The same limit under another name for errors and logs; default `timeout`. Within a pipeline,
     /// the pipeline's counts.
     #[must_use]
-    pub fn named(self, name: impl Into<Arc<str>>) -> Self {
+    pub fn named(self, name: impl Into<Name>) -> Self {
         Self { name: name.into(), ..self }
     }
 
@@ -160,7 +160,7 @@ impl Timeout {
         }
         tracing::debug!(target: "shared_external::timeout", name = %self.name, ?limit, next = ?self.current(), "attempt cut off");
         let blame = if fair { Blame::Service } else { Blame::Local };
-        Err(AttemptTimeout { name: Arc::clone(&self.name), attempts: 1, limit, blame })
+        Err(AttemptTimeout { name: self.name.clone(), attempts: 1, limit, blame })
     }
 }
 
@@ -234,8 +234,8 @@ impl LearnedTimeoutBuilder {
     }
 }
 
-fn default_name() -> Arc<str> {
-    Arc::from("timeout")
+fn default_name() -> Name {
+    Name::from("timeout")
 }
 
 #[derive(Debug)]

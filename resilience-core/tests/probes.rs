@@ -239,6 +239,22 @@ async fn what_a_call_gets_says_when_to_come_back() {
     assert_eq!((snapshot.not_permitted, snapshot.calls.failure), (1, 2));
 }
 
+#[tokio::test(start_paused = true)]
+async fn every_refusal_is_counted_whatever_refuses() {
+    let breaker = tripped();
+    let refused = || {
+        assert!(breaker.try_acquire().is_err());
+        breaker.snapshot().not_permitted
+    };
+    assert_eq!(refused(), 1, "open");
+    advance(RESET).await;
+    let probe = breaker.try_acquire().unwrap();
+    assert_eq!(refused(), 2, "its probe is out");
+    drop(probe);
+    breaker.force_open();
+    assert_eq!(refused(), 3, "forced open");
+}
+
 #[test]
 fn threads_that_fail_together_open_it_once() {
     for _ in 0..200 {

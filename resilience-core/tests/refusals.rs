@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, Once, PoisonError};
 use std::time::Duration;
 
 use resilience_core::{
-    AdaptiveLimit, Bulkhead, CircuitBreaker, Deadline, Event, Hedge, LoadShedder, Observe,
+    AdaptiveLimit, Bulkhead, CircuitBreaker, Deadline, Event, Hedge, LoadShedder, Name, Observe,
     Prioritizer, Priority, RefusingLayer, RetryBudget, Throttle, ThrottlePermit, add_observer,
 };
 use tokio::time::{advance, sleep};
@@ -12,7 +12,7 @@ use tokio::time::{advance, sleep};
 const MS: Duration = Duration::from_millis(1);
 
 /// What was told, by name.
-static TOLD: Mutex<Vec<(Arc<str>, String)>> = Mutex::new(Vec::new());
+static TOLD: Mutex<Vec<(Name, String)>> = Mutex::new(Vec::new());
 
 /// Asked once more by the observer, while the event is told.
 type Again = Box<dyn Fn() + Send>;
@@ -29,7 +29,7 @@ impl Observe for CallsBack {
             Event::HedgeRefused { name } => (name, "hedge refused"),
             _ => return,
         };
-        lock(&TOLD).push((Arc::clone(name), word.to_owned()));
+        lock(&TOLD).push((name.clone(), word.to_owned()));
         // Taken out: what asks again is refused again, and told again.
         let mut again = lock(&AGAIN);
         let asked = again.iter().position(|(of, _)| **of == **name).map(|at| again.remove(at));

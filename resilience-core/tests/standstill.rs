@@ -33,7 +33,7 @@ struct Service {
 }
 
 impl Service {
-    fn new(name: &str) -> Self {
+    fn new(name: &'static str) -> Self {
         let breaker = CircuitBreaker::builder(name).fail_max(1).build().unwrap();
         let budget = RetryBudget::new(0.0, 2).unwrap();
         let retry = RetryPolicy::builder().max_retries(1).base_delay(10 * MS).jitter(false);
@@ -120,13 +120,13 @@ fn blame(error: &CallError<GaveUp>) -> Blame {
 /// How the calls of one pipeline ended, as observers are told.
 #[derive(Clone)]
 struct Outcomes {
-    of: Arc<str>,
+    of: &'static str,
     seen: Arc<Mutex<Vec<CallOutcome>>>,
 }
 
 impl Outcomes {
-    fn of(name: &str) -> Self {
-        let outcomes = Self { of: name.into(), seen: Arc::default() };
+    fn of(name: &'static str) -> Self {
+        let outcomes = Self { of: name, seen: Arc::default() };
         add_observer(Arc::new(outcomes.clone()));
         outcomes
     }
@@ -280,7 +280,7 @@ fn block() {
     }
 }
 
-fn on(runtime: Runtime, name: &str, blocked: impl AsyncFnOnce()) {
+fn on(runtime: Runtime, name: &'static str, blocked: impl AsyncFnOnce()) {
     runtime.block_on(async {
         let outcomes = Outcomes::of(name);
         let service = Service::new(name);

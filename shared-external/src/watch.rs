@@ -113,7 +113,7 @@ mod with_backends {
         static ALONE: Mutex<()> = Mutex::new(());
         let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
         let manager = get_monitoring_manager();
-        let watch = |name: &str, check: Arc<dyn HealthCheck>, criticality| {
+        let watch = |name: &'static str, check: Arc<dyn HealthCheck>, criticality| {
             if manager.service(name).is_some() {
                 return Ok(());
             }

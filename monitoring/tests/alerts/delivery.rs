@@ -263,7 +263,7 @@ async fn a_flood_of_alerts_is_not_logged_each_second() {
             "flood"
         }
         fn judge(&mut self, _: &HealthSummary, _: &Firing) -> Vec<Finding> {
-            let about = |n: u32| Finding::about(&Arc::from(n.to_string()), Warning, "wet");
+            let about = |n: u32| Finding::about(&Name::from(n.to_string()), Warning, "wet");
             (0..1010).map(about).collect()
         }
     }

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use monitoring::AlertSeverity::{Critical, Error, Info, Warning};
 use monitoring::{AlertThresholds, MonitoringManager, Service};
-use resilience_core::{CallOutcome, CircuitBreaker, Deadline, Event, emit};
+use resilience_core::{CallOutcome, CircuitBreaker, Deadline, Event, Name, emit};
 use support::{Does, Ledger, Puppet, Seen, every_second, pass, secs};
 use tokio::time::Instant;
 
@@ -149,7 +149,7 @@ async fn a_breaker_that_was_open_for_a_blink_is_told_all_the_same() {
 
 /// Ends that many calls to `name`.
 fn calls(name: &str, outcome: CallOutcome, count: usize) {
-    let name = &Arc::from(name);
+    let name = &Name::from(name.to_owned());
     let elapsed = Duration::from_millis(3);
     for _ in 0..count {
         emit(&Event::CallEnded { name, operation: "read", outcome, attempts: 1, elapsed });

@@ -1,14 +1,13 @@
 //! When a circuit opens, for how long, and what closes it.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Serialize;
 
 use super::{CircuitBreaker, seconds};
-use crate::InvalidSetting;
 use crate::circuit::{MOST_FAILURES, SlidingWindow};
 use crate::deadline::FAR;
+use crate::{InvalidSetting, Name};
 
 /// The rules of a [`CircuitBreaker`]. Rates, growth and recovery are absent from JSON where they are not set.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
@@ -208,7 +207,7 @@ fn is_zero(share: &f64) -> bool {
 #[derive(Clone, Debug)]
 #[must_use]
 pub struct CircuitBreakerBuilder {
-    pub(super) name: Arc<str>,
+    pub(super) name: Name,
     pub(super) settings: CircuitSettings,
     pub(super) minimum_calls: Option<u32>,
 }
@@ -301,7 +300,7 @@ impl CircuitBreakerBuilder {
     }
 
     /// The same settings for a breaker of another name.
-    pub(crate) fn named(self, name: Arc<str>) -> Self {
+    pub(crate) fn named(self, name: Name) -> Self {
         Self { name, ..self }
     }
 

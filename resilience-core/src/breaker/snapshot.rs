@@ -1,18 +1,18 @@
 //! A breaker at one moment, for those who look at it.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Serialize;
 
 use super::{CircuitSettings, CircuitState, OutcomeCounts, maybe_seconds, seconds};
+use crate::Name;
 
 /// A breaker at one moment. Durations are seconds in JSON; what is absent there does not apply.
 #[derive(Clone, Debug, Serialize)]
 #[non_exhaustive]
 pub struct CircuitSnapshot {
     /// The breaker's name.
-    pub name: Arc<str>,
+    pub name: Name,
     /// Its state.
     pub state: CircuitState,
     /// How long it has been in it.

@@ -8,6 +8,7 @@ use async_trait::async_trait;
 use tokio::time::Instant;
 
 use super::{Opinion, OpinionStore, ProcessId, StoreError, Tally};
+use crate::Name;
 use crate::deadline::later;
 
 /// A store of opinions that only this process sees. Cheap to clone: clones share the opinions.
@@ -38,7 +39,7 @@ use crate::deadline::later;
 /// ```
 #[derive(Clone, Debug, Default)]
 pub struct MemoryOpinions {
-    circuits: Arc<Mutex<HashMap<Arc<str>, Voices>>>,
+    circuits: Arc<Mutex<HashMap<Name, Voices>>>,
 }
 
 /// What each process said of one circuit.
@@ -66,7 +67,7 @@ impl OpinionStore for MemoryOpinions {
             !held.is_empty()
         });
         let tallies = opinions.iter().map(|Opinion { circuit, is_open }| {
-            let held = circuits.entry(Arc::clone(circuit)).or_default();
+            let held = circuits.entry(circuit.clone()).or_default();
             held.insert(process, Held { is_open: *is_open, until: later(now, ttl) });
             let open = held.values().filter(|held| held.is_open).count() as u64;
             Tally { processes: held.len() as u64, open }

@@ -2,10 +2,11 @@
 
 use std::fmt;
 use std::hash::{BuildHasher, RandomState};
-use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+
+use crate::Name;
 
 /// A place that all processes of a service reach, and that may be lost at any time.
 #[async_trait]
@@ -35,7 +36,7 @@ pub trait OpinionStore: Send + Sync {
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Opinion {
     /// The circuit's name.
-    pub circuit: Arc<str>,
+    pub circuit: Name,
     /// Whether it is open, so that calls are refused.
     pub is_open: bool,
 }

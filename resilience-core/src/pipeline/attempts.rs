@@ -2,7 +2,6 @@
 
 use std::future::Future;
 use std::pin::pin;
-use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -247,7 +246,7 @@ impl Layers {
                     let error = record.deadline_exceeded(blame).into();
                     return Err(Box::new(End { error, attempt: Fate::CutOff }));
                 }
-                let (name, attempts) = (Arc::clone(&self.name), record.attempts());
+                let (name, attempts) = (self.name.clone(), record.attempts());
                 let timeout = AttemptTimeout { name, attempts, limit, blame };
                 let verdict = Verdict { blame, ..Verdict::service(Replay::IfIdempotent) };
                 Err(failed(timeout.into(), verdict, None))

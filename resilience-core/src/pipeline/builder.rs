@@ -11,7 +11,7 @@ use crate::RateLimiter;
 use crate::deadline::FAR;
 use crate::gate::Gate;
 use crate::{
-    AdaptiveLimit, Bulkhead, CircuitBreaker, Hedge, InvalidSetting, LoadShedder, RetryPolicy,
+    AdaptiveLimit, Bulkhead, CircuitBreaker, Hedge, InvalidSetting, LoadShedder, Name, RetryPolicy,
     Throttle, Timeout,
 };
 
@@ -39,7 +39,7 @@ const BOUNDS: &str = "above 0, up to 30 years";
 #[derive(Clone, Debug)]
 #[must_use]
 pub struct PipelineBuilder {
-    name: Arc<str>,
+    name: Name,
     deadline: Duration,
     shedder: Option<LoadShedder>,
     #[cfg(feature = "rate-limit")]
@@ -57,7 +57,7 @@ pub struct PipelineBuilder {
 }
 
 impl PipelineBuilder {
-    pub(super) fn new(name: Arc<str>) -> Self {
+    pub(super) fn new(name: Name) -> Self {
         Self {
             name,
             deadline: Duration::from_secs(60),
@@ -289,7 +289,7 @@ impl Unwise {
         }
     }
 
-    pub(super) fn report(self, name: &Arc<str>) {
+    pub(super) fn report(self, name: &Name) {
         tracing::warn!(target: "shared_external::pipeline", %name, warning = self.as_str(), "settings work, but hardly as meant");
     }
 }

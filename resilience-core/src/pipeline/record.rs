@@ -1,6 +1,5 @@
 //! What observers are told of a call, however it ends.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
@@ -9,13 +8,13 @@ use tokio::time::Instant;
 use super::Call;
 use crate::deadline::later;
 use crate::observe::{CallOutcome, Event, emit, is_observed};
-use crate::{Blame, CallError, Deadline, DeadlineExceeded};
+use crate::{Blame, CallError, Deadline, DeadlineExceeded, Name};
 
 /// A call while it lasts; dropped, it tells observers how it ended.
 ///
 /// Whoever works on the call borrows it, rather than pass instants on from one future to the next.
 pub(super) struct Record<'a> {
-    name: &'a Arc<str>,
+    name: &'a Name,
     pub(super) operation: &'static str,
     pub(super) idempotent: bool,
     pub(super) started: Instant,
@@ -30,7 +29,7 @@ pub(super) struct Record<'a> {
 
 impl<'a> Record<'a> {
     #[inline]
-    pub(super) fn new(name: &'a Arc<str>, call: &Call, time: Duration) -> Self {
+    pub(super) fn new(name: &'a Name, call: &Call, time: Duration) -> Self {
         let started = Instant::now();
         let deadline = call.deadline.unwrap_or_else(|| Deadline::at(later(started, time)));
         Self {
@@ -72,7 +71,7 @@ impl<'a> Record<'a> {
 
     pub(super) fn deadline_exceeded(&self, blame: Blame) -> DeadlineExceeded {
         DeadlineExceeded {
-            name: Arc::clone(self.name),
+            name: self.name.clone(),
             attempts: self.attempts(),
             elapsed: self.started.elapsed(),
             blame,

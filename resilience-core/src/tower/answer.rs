@@ -1,10 +1,8 @@
 //! What a service's answer means: over HTTP, a failure comes as a response like any other.
 
-use std::sync::Arc;
-
 use tokio::time::Instant;
 
-use crate::{AnyError, CallError, Classify, DeadlineExceeded, Failed, Replay, Verdict};
+use crate::{AnyError, CallError, Classify, DeadlineExceeded, Failed, Name, Replay, Verdict};
 
 /// Says what an answer means, be it a response or an error. Any `Fn(&Result<T, E>) -> Option<Verdict>`
 /// is one; [`AnyError`] takes every error for a failure of the service, and every response for a success.
@@ -79,7 +77,7 @@ impl<T, E> From<Failure<T, E>> for CallError<Failure<T, E>> {
 /// A `write` that a pipeline may repeat comes with the pipeline's name, and the time when it began.
 pub(super) fn ending<T, E>(
     error: CallError<Failure<T, E>>,
-    write: Option<(&Arc<str>, Instant)>,
+    write: Option<(&Name, Instant)>,
 ) -> Result<T, CallError<E>> {
     error.or_else_inner(|failed| {
         let Failed { error: failure, mut verdict, attempts, elapsed } = failed;
@@ -89,7 +87,7 @@ pub(super) fn ending<T, E>(
         {
             // The response says that nothing was executed, but the attempt after it was cut off,
             // and may have been.
-            let (name, elapsed) = (Arc::clone(name), started.elapsed());
+            let (name, elapsed) = (name.clone(), started.elapsed());
             let blame = verdict.blame;
             return Err(DeadlineExceeded { name, attempts, elapsed, blame }.into());
         }

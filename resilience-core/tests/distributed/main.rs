@@ -13,7 +13,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use resilience_core::{
     CircuitBreaker, CircuitBreakerBuilder, CircuitState, Deadline, Exchange, ExchangeBuilder,
-    MemoryOpinions, Opinion, OpinionStore, ProcessId, StoreError, Tally,
+    MemoryOpinions, Name, Opinion, OpinionStore, ProcessId, StoreError, Tally,
 };
 use tokio::time::{Instant, advance, sleep};
 
@@ -145,16 +145,14 @@ async fn the_trouble_of_too_few_is_their_own() {
 async fn no_call_is_refused_by_what_others_say() {
     let store = Store::default();
     let ours = Process::new(&store);
-    let names = [Arc::clone(ours.breaker.name()), "other".into()];
+    let names = [ours.breaker.name().clone(), "other".into()];
     let others: Vec<_> = Process::some(&store, 9).iter().map(|p| p.exchange.process()).collect();
     let mut rolls = fastrand::Rng::with_seed(7);
     let (mut armed, mut unarmed) = (0, 0);
     for _ in 0..20_000 {
         advance(rolls.u32(1..=1_500) * MILLI).await;
-        let opinion = |(circuit, is_open): (&Arc<str>, bool)| Opinion {
-            circuit: Arc::clone(circuit),
-            is_open,
-        };
+        let opinion =
+            |(circuit, is_open): (&Name, bool)| Opinion { circuit: circuit.clone(), is_open };
         for other in &others[..rolls.usize(0..=9)] {
             let said = names.each_ref().map(|name| opinion((name, rolls.bool())));
             store.opinions.exchange(*other, &said, TTL).await.unwrap();

@@ -14,9 +14,9 @@ use std::time::Duration;
 
 use resilience_core::{
     AdaptiveLimit, AnyError, Blame, Bulkhead, Call, CallError, CallOutcome, Chaos, CircuitBreaker,
-    CircuitState, Classify, Deadline, Drained, Event, Hedge, Load, LoadShedder, Observe, Pipeline,
-    PipelineBuilder, Prioritizer, Priority, Rank, RateLimiter, Replay, RetryBudget, RetryPolicy,
-    Throttle, ThrottlePermit, Timeout, Verdict, add_observer,
+    CircuitState, Classify, Deadline, Drained, Event, Hedge, Load, LoadShedder, Name, Observe,
+    Pipeline, PipelineBuilder, Prioritizer, Priority, Rank, RateLimiter, Replay, RetryBudget,
+    RetryPolicy, Throttle, ThrottlePermit, Timeout, Verdict, add_observer,
 };
 use tokio::task::yield_now;
 use tokio::time::{Instant, sleep};
@@ -76,12 +76,12 @@ async fn shedding(name: &'static str) -> LoadShedder {
 
 /// How calls ended, by the name of their pipeline.
 #[derive(Default)]
-struct Ends(Mutex<Vec<(Arc<str>, CallOutcome, u32)>>);
+struct Ends(Mutex<Vec<(Name, CallOutcome, u32)>>);
 
 impl Observe for Ends {
     fn on_event(&self, event: &Event<'_>) {
         if let Event::CallEnded { name, outcome, attempts, .. } = event {
-            self.0.lock().unwrap().push((Arc::clone(name), *outcome, *attempts));
+            self.0.lock().unwrap().push(((**name).clone(), *outcome, *attempts));
         }
     }
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use fastrand::Rng;
 use resilience_core::{
-    AdaptiveLimit, Bulkhead, CircuitBreaker, Hedge, LoadShedder, Pipeline, Prioritizer,
+    AdaptiveLimit, Bulkhead, CircuitBreaker, Hedge, LoadShedder, Name, Pipeline, Prioritizer,
     RetryBudget, RetryPolicy, Throttle, Timeout,
 };
 
@@ -30,12 +30,12 @@ impl Service {
         script: Script,
         rng: &mut Rng,
     ) -> Self {
-        let name = format!("service-{index}");
+        let name = Name::from(format!("service-{index}"));
         let breaker = laws.breaker.as_ref().map(|laws| build_breaker(&name, laws));
         let bulkhead = laws
             .bulkhead
             .filter(|_| laws.adaptive.is_none())
-            .map(|(places, wait)| Bulkhead::new(&*name, small(places), wait))
+            .map(|(places, wait)| Bulkhead::new(name.clone(), small(places), wait))
             .map(|bulkhead| bulkhead.expect("drawn within range"));
         let mut retry = RetryPolicy::builder()
             .max_retries(laws.max_retries)
@@ -46,7 +46,7 @@ impl Service {
         if let Some(budget) = laws.budget {
             retry = retry.budget(budgets[budget].clone());
         }
-        let mut pipeline = Pipeline::builder(&*name)
+        let mut pipeline = Pipeline::builder(name.clone())
             .deadline(laws.deadline)
             .attempt_timeout(build_timeout(laws, rng))
             .retry(retry.build().expect("drawn within range"));
@@ -65,7 +65,7 @@ impl Service {
             pipeline = pipeline.adaptive_limit(limit.clone());
         }
         if let Some(laws) = &laws.throttle {
-            let throttle = Throttle::builder(&*name)
+            let throttle = Throttle::builder(name.clone())
                 .window(laws.window)
                 .multiplier(laws.multiplier)
                 .max_rejection(laws.max_rejection)
@@ -73,7 +73,7 @@ impl Service {
             pipeline = pipeline.throttle(throttle.build().expect("drawn within range"));
         }
         if let Some(limit) = laws.shed {
-            let shedder = LoadShedder::new(&*name, &Prioritizer::new(), small(limit));
+            let shedder = LoadShedder::new(name.clone(), &Prioritizer::new(), small(limit));
             pipeline = pipeline.shedder(shedder.expect("drawn within range"));
         }
         let hedge = laws.hedge.as_ref().map(|laws| {
@@ -86,14 +86,15 @@ impl Service {
         }
         #[cfg(feature = "rate-limit")]
         if let Some(laws) = &laws.rate {
-            let limiter = resilience_core::RateLimiter::builder(&*name, laws.calls, laws.time)
-                .burst(laws.burst)
-                .queue(laws.queue);
+            let limiter =
+                resilience_core::RateLimiter::builder(name.clone(), laws.calls, laws.time)
+                    .burst(laws.burst)
+                    .queue(laws.queue);
             pipeline = pipeline.rate_limiter(limiter.build().expect("drawn within range"));
         }
         #[cfg(feature = "chaos")]
         if let Some(laws) = &laws.chaos {
-            let chaos = resilience_core::Chaos::builder(&*name)
+            let chaos = resilience_core::Chaos::builder(name.clone())
                 .faults(laws.faults)
                 .latency(laws.delayed, Duration::ZERO..=laws.delay)
                 .enabled(laws.enabled)
@@ -147,8 +148,8 @@ fn small(count: usize) -> u32 {
     u32::try_from(count).expect("it is small")
 }
 
-fn build_adaptive(name: &str, laws: &AdaptiveLaws, most: usize, wait: Duration) -> AdaptiveLimit {
-    let limit = AdaptiveLimit::builder(name)
+fn build_adaptive(name: &Name, laws: &AdaptiveLaws, most: usize, wait: Duration) -> AdaptiveLimit {
+    let limit = AdaptiveLimit::builder(name.clone())
         .algorithm(laws.algorithm)
         .min(small(laws.min))
         .max(small(most))
@@ -157,9 +158,9 @@ fn build_adaptive(name: &str, laws: &AdaptiveLaws, most: usize, wait: Duration) 
     limit.build().expect("drawn within range")
 }
 
-fn build_breaker(name: &str, laws: &BreakerLaws) -> CircuitBreaker {
+fn build_breaker(name: &Name, laws: &BreakerLaws) -> CircuitBreaker {
     let rules = laws.settings;
-    let mut breaker = CircuitBreaker::builder(name)
+    let mut breaker = CircuitBreaker::builder(name.clone())
         .window(rules.window)
         .minimum_calls(rules.minimum_calls)
         .reset_timeout(rules.reset_timeout)

@@ -19,6 +19,7 @@ pub fn cases() -> Vec<Case> {
         closed().threads(4).claim(Claim::Compared("failsafe")),
         closed_async().claim(Claim::Compared("seatbelt")).allocates_nothing(),
         open().claim(Claim::Times(1.0, "recloser")),
+        open().threads(2).claim(Claim::Compared("recloser")),
         half_open().claim(Claim::Compared("recloser")),
     ];
     cases.splice(4..4, windows());
