@@ -90,7 +90,7 @@ impl Layers {
     where
         Fut: Future<Output = Result<T, E>>,
     {
-        let mut retries = self.retry.retries(&self.name);
+        let mut retries = None;
         let mut last: Option<Ended<E>> = None;
         loop {
             let ended = match self.attempt(&now, classifier, operation, record).await {
@@ -109,6 +109,7 @@ impl Layers {
             let may_repeat = verdict.may_repeat(record.idempotent)
                 && !self.guard.as_ref().is_some_and(Guard::is_open)
                 && inner != Some(Inner::GaveUp);
+            let retries = retries.get_or_insert_with(|| self.retry.retries(&self.name));
             retries.budgeted = verdict.blame != Blame::Local;
             match retries.next(may_repeat, verdict.retry_after, Some(record.deadline)) {
                 Some(delay) => tokio::time::sleep(delay).await,
