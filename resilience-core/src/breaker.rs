@@ -286,8 +286,7 @@ impl CircuitBreaker {
 
     #[cold]
     fn refused_at(&self, now: Instant) -> Option<Duration> {
-        let refused = self.shared.circuit.refuse_fast(now);
-        refused.inspect(|_| self.tell_refusal())
+        self.shared.circuit.refuse_fast(now).inspect(|_| self.note_refusal())
     }
 
     #[cold]
@@ -296,10 +295,10 @@ impl CircuitBreaker {
         for transition in admission.transitions.into_iter().flatten() {
             self.announce(transition);
         }
-        admission.decision.inspect_err(|_| self.tell_refusal())
+        admission.decision.inspect_err(|_| self.note_refusal())
     }
 
-    fn tell_refusal(&self) {
+    fn note_refusal(&self) {
         self.shared.counts.add_not_permitted();
         emit(&Event::Refused { name: &self.shared.name, layer: RefusingLayer::Breaker });
     }

@@ -221,6 +221,7 @@ impl Circuit {
         self.load().is_untroubled(pass.generation())
     }
 
+    #[inline]
     pub(crate) fn settle(
         &self,
         pass: Pass,

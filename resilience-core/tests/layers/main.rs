@@ -81,7 +81,7 @@ struct Ends(Mutex<Vec<(Name, CallOutcome, u32)>>);
 impl Observe for Ends {
     fn on_event(&self, event: &Event<'_>) {
         if let Event::CallEnded { name, outcome, attempts, .. } = event {
-            self.0.lock().unwrap().push(((**name).clone(), *outcome, *attempts));
+            self.0.lock().unwrap().push(((*name).clone(), *outcome, *attempts));
         }
     }
 }
