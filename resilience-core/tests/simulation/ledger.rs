@@ -152,9 +152,7 @@ impl Ledger {
 
     /// This process stands still.
     pub(crate) fn stalled(&mut self, by: Duration) {
-        for leave in &mut self.out {
-            leave.excused += by;
-        }
+        self.out.iter_mut().for_each(|leave| leave.excused += by);
     }
 
     /// A call that waited for its place begins its attempt. If the circuit has changed meanwhile, it has
