@@ -1,115 +1,18 @@
 //! Fear: what other processes say refuses a call here, or losing touch with them changes anything.
 #![cfg(feature = "distributed")]
 
-#[path = "../support/log.rs"]
-mod log;
+#[path = "../support/opinions.rs"]
+mod opinions;
 mod outage;
-mod pace;
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use async_trait::async_trait;
+use opinions::*;
 use resilience_core::{
-    CircuitBreaker, CircuitBreakerBuilder, CircuitState, Deadline, Exchange, ExchangeBuilder,
-    MemoryOpinions, Name, Opinion, OpinionStore, ProcessId, StoreError, Tally,
+    CircuitBreaker, CircuitState, Deadline, Exchange, MemoryOpinions, Name, Opinion, OpinionStore,
+    Tally,
 };
 use tokio::time::{Instant, advance, sleep};
-
-const SECOND: Duration = Duration::from_secs(1);
-const MILLI: Duration = Duration::from_millis(1);
-/// How long an opinion counts, and a hint: three periods of a second.
-const TTL: Duration = Duration::from_secs(3);
-const RESET: Duration = Duration::from_secs(60);
-
-/// A store that counts the exchanges it is asked for, and can be lost.
-#[derive(Clone, Default)]
-struct Store {
-    opinions: MemoryOpinions,
-    state: Arc<AtomicU8>,
-    asked: Arc<AtomicUsize>,
-}
-
-const UP: u8 = 0;
-const REFUSES: u8 = 1;
-const HANGS: u8 = 2;
-const RAVES: u8 = 3;
-
-impl Store {
-    fn turn(&self, state: u8) {
-        self.state.store(state, Ordering::Relaxed);
-    }
-
-    fn asked(&self) -> usize {
-        self.asked.load(Ordering::Relaxed)
-    }
-}
-
-#[async_trait]
-impl OpinionStore for Store {
-    async fn exchange(
-        &self,
-        process: ProcessId,
-        opinions: &[Opinion],
-        ttl: Duration,
-    ) -> Result<Vec<Tally>, StoreError> {
-        self.asked.fetch_add(1, Ordering::Relaxed);
-        match self.state.load(Ordering::Relaxed) {
-            UP => self.opinions.exchange(process, opinions, ttl).await,
-            REFUSES => Err(StoreError::new("connection refused")),
-            HANGS => std::future::pending().await,
-            _ => Ok(Vec::new()),
-        }
-    }
-}
-
-/// One of the processes of a service.
-struct Process {
-    breaker: CircuitBreaker,
-    exchange: Exchange,
-}
-
-fn breaker() -> CircuitBreakerBuilder {
-    CircuitBreaker::builder("payments").fail_max(5).success_threshold(1)
-}
-
-fn exchange(store: &Store, breaker: &CircuitBreaker) -> ExchangeBuilder {
-    Exchange::builder(store.clone()).breakers([breaker.clone()]).seed(1)
-}
-
-impl Process {
-    fn new(store: &Store) -> Self {
-        let breaker = breaker().build().unwrap();
-        let exchange = exchange(store, &breaker).build().unwrap();
-        Self { breaker, exchange }
-    }
-
-    fn some(store: &Store, count: usize) -> Vec<Self> {
-        (0..count).map(|_| Self::new(store)).collect()
-    }
-
-    fn fail(&self, times: usize) {
-        for _ in 0..times {
-            self.breaker.try_acquire().unwrap().failure();
-        }
-    }
-
-    fn is_armed(&self) -> bool {
-        self.breaker.snapshot().armed
-    }
-
-    async fn speak(&self) {
-        self.exchange.exchange_once(Deadline::within(SECOND)).await.unwrap();
-    }
-}
-
-/// All of them speak, then all hear what the last has said.
-async fn all_speak(processes: &[Process]) {
-    for process in processes.iter().chain(processes) {
-        process.speak().await;
-    }
-}
 
 #[tokio::test(start_paused = true)]
 async fn what_two_of_three_have_seen_the_third_need_not_suffer_five_times() {

@@ -5,8 +5,9 @@ use resilience_core::{
 };
 use tokio::time::{Instant, sleep, timeout};
 
-use super::log::Log;
-use super::{HANGS, MILLI, Process, RAVES, REFUSES, RESET, SECOND, Store, TTL, UP, all_speak};
+use super::opinions::{
+    HANGS, MILLI, Process, RAVES, REFUSES, RESET, SECOND, Store, TTL, UP, all_speak,
+};
 
 #[tokio::test(start_paused = true)]
 async fn a_lost_store_leaves_each_to_what_it_sees_itself() {
@@ -63,31 +64,6 @@ async fn a_process_that_is_gone_has_no_say() {
     sleep(TTL).await;
     all_speak(&rest).await;
     assert!(!rest[0].is_armed(), "those who had it open are gone");
-}
-
-#[tokio::test(start_paused = true)]
-async fn an_outage_is_logged_once_and_counted_and_ends_by_itself() {
-    let log = Log::listen("info");
-    let store = Store::default();
-    let Process { exchange, .. } = Process::new(&store);
-    let running = tokio::spawn({
-        let exchange = exchange.clone();
-        async move { exchange.run().await }
-    });
-    for state in [REFUSES, UP, HANGS, UP] {
-        sleep(100 * SECOND).await;
-        store.turn(state);
-    }
-    sleep(100 * SECOND).await;
-    running.abort();
-    let counts = exchange.counts();
-    assert!((290..320).contains(&counts.exchanges), "{counts:?}");
-    assert!((180..220).contains(&counts.failures), "{counts:?}");
-    let text = log.end();
-    let told = |what: &str| text.matches(what).count();
-    let (lost, found) = (told(" WARN "), told("opinions are exchanged again"));
-    assert_eq!((lost, found), (2, 2), "{text}");
-    assert_eq!(told("error=connection refused"), 1, "{text}");
 }
 
 #[tokio::test(start_paused = true)]

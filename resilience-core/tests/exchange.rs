@@ -1,12 +1,24 @@
-//! How soon a change is told and heard, and how often at the most.
+//! Fear: a change is told too late, or too often, or not at all after an outage.
+#![cfg(feature = "distributed")]
 
+#[path = "support/log.rs"]
+mod log;
+#[path = "support/opinions.rs"]
+mod opinions;
+
+use log::Log;
+use opinions::*;
 use resilience_core::{CircuitBreaker, CircuitState};
+use tokio::sync::Mutex;
 use tokio::time::{Instant, sleep};
 
-use super::{MILLI, Process, RESET, SECOND, Store, TTL, breaker, exchange};
+/// Any circuit that changes wakes every exchange of the process. To a paused clock, one that is being woken
+/// from another thread does not exist: it runs ahead.
+static ALONE: Mutex<()> = Mutex::const_new(());
 
 #[tokio::test(start_paused = true)]
 async fn left_to_themselves_they_hear_within_a_period() {
+    let _alone = ALONE.lock().await;
     let store = Store::default();
     let processes = Process::some(&store, 3);
     let running: Vec<_> = processes
@@ -39,6 +51,7 @@ async fn left_to_themselves_they_hear_within_a_period() {
 
 #[tokio::test(start_paused = true)]
 async fn a_change_is_told_at_once_but_one_that_flaps_not_each_time() {
+    let _alone = ALONE.lock().await;
     let store = Store::default();
     let breaker = breaker().build().unwrap();
     let exchange = exchange(&store, &breaker).period(100 * SECOND).build().unwrap();
@@ -67,4 +80,30 @@ async fn a_change_is_told_at_once_but_one_that_flaps_not_each_time() {
     let asked = store.asked();
     assert!((5..=13).contains(&asked), "{asked} exchanges in a period");
     running.abort();
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_outage_is_logged_once_and_counted_and_ends_by_itself() {
+    let _alone = ALONE.lock().await;
+    let log = Log::listen("info");
+    let store = Store::default();
+    let Process { exchange, .. } = Process::new(&store);
+    let running = tokio::spawn({
+        let exchange = exchange.clone();
+        async move { exchange.run().await }
+    });
+    for state in [REFUSES, UP, HANGS, UP] {
+        sleep(100 * SECOND).await;
+        store.turn(state);
+    }
+    sleep(100 * SECOND).await;
+    running.abort();
+    let counts = exchange.counts();
+    assert!((290..320).contains(&counts.exchanges), "{counts:?}");
+    assert!((180..220).contains(&counts.failures), "{counts:?}");
+    let text = log.end();
+    let told = |what: &str| text.matches(what).count();
+    let (lost, found) = (told(" WARN "), told("opinions are exchanged again"));
+    assert_eq!((lost, found), (2, 2), "{text}");
+    assert_eq!(told("error=connection refused"), 1, "{text}");
 }
