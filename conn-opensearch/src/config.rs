@@ -246,7 +246,7 @@ impl OpenSearchConfigBuilder {
         self
     }
 
-    /// Probes in flight at once, 1 or more. Default [`defaults::HALF_OPEN_MAX_CALLS`].
+    /// Probes in flight at once, 1 to 1,000. Default [`defaults::HALF_OPEN_MAX_CALLS`].
     pub fn half_open_max_calls(mut self, probes: u32) -> Self {
         self.limits.half_open_max_calls = probes;
         self
@@ -406,7 +406,7 @@ impl Limits {
             ("max_retries", &mut self.max_retries, 0, 100),
             ("fail_max", &mut self.fail_max, 1, 1_000_000),
             ("success_threshold", &mut self.success_threshold, 1, 1_000_000),
-            ("half_open_max_calls", &mut self.half_open_max_calls, 1, 1_000_000),
+            ("half_open_max_calls", &mut self.half_open_max_calls, 1, 1_000),
             ("bulkhead", &mut self.bulkhead, 1, 65_536),
         ]
     }
@@ -435,6 +435,7 @@ impl Limits {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::OpenSearchManager;
 
     fn from(pairs: &[(&'static str, &str)]) -> Result<OpenSearchConfig, ConfigError> {
         OpenSearchConfig::from_settings(Settings::from_pairs(SECTION, pairs.iter().copied()))
@@ -451,6 +452,15 @@ mod tests {
         assert!(config.access.login.is_none());
         let expected = Limits::default();
         assert_eq!(format!("{:?}", config.limits), format!("{expected:?}"));
+    }
+
+    #[tokio::test]
+    async fn the_largest_counts_that_are_allowed_make_a_manager() {
+        let mut config = from(&[]).unwrap();
+        for (_, value, _, most) in config.limits.counts() {
+            *value = most;
+        }
+        OpenSearchManager::connect(config).unwrap();
     }
 
     #[test]

@@ -229,8 +229,8 @@ settings! {
     reset_timeout: time,
     /// Probes that must succeed to close the circuit. 1 to 1,000,000; default 3.
     success_threshold: count(1..=TIMES),
-    /// Probes in flight at once while half-open. 1 to 1,000,000; default 1.
-    half_open_max_calls: count(1..=TIMES),
+    /// Probes in flight at once while half-open. 1 to 1,000; default 1.
+    half_open_max_calls: count(1..=1000),
     /// How long a connection may lie idle. Above 0, up to a day; default 10 min.
     idle_timeout: time,
     /// How long a connection may live, ± 10 %. Above 0, up to a day; default 30 min.
@@ -428,6 +428,7 @@ impl Problems<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::DatabaseManager;
 
     const URL: &str = "postgresql+asyncpg://user:hunter2@db:5433/app";
 
@@ -488,6 +489,20 @@ mod tests {
             [by_env.base_delay, by_env.max_delay],
             [by_builder.base_delay, by_builder.max_delay]
         );
+    }
+
+    #[tokio::test]
+    async fn the_largest_values_that_are_allowed_make_a_manager() {
+        let largest = DatabaseConfig::builder(URL)
+            .pool_size(CONNECTIONS)
+            .max_overflow(CONNECTIONS)
+            .max_retries(100)
+            .fail_max(TIMES)
+            .success_threshold(TIMES)
+            .half_open_max_calls(1000)
+            .build()
+            .unwrap();
+        DatabaseManager::connect(largest).unwrap();
     }
 
     #[test]

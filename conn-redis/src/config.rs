@@ -33,7 +33,7 @@ const LONGEST: Duration = Duration::from_secs(24 * 3600);
 /// | `REDIS_FAIL_MAX` | 5 | 1 to 1000000 |
 /// | `REDIS_RESET_TIMEOUT` | 60 s | above 0 |
 /// | `REDIS_SUCCESS_THRESHOLD` | 3 | 1 to 1000000 |
-/// | `REDIS_HALF_OPEN_MAX_CALLS` | 1 | 1 to 1000000 |
+/// | `REDIS_HALF_OPEN_MAX_CALLS` | 1 | 1 to 1000 |
 /// | `REDIS_BULKHEAD` | 1024 | 1 to 1000000 calls in flight |
 /// | `REDIS_HEALTH_TIMEOUT` | 5 s | above 0 |
 /// | `REDIS_IDLE_TIMEOUT` | 600 s | above 0 |
@@ -227,7 +227,7 @@ impl RedisConfigBuilder {
         self
     }
 
-    /// Probes in flight at once. 1 or more; default 1.
+    /// Probes in flight at once. 1 to 1,000; default 1.
     pub fn half_open_max_calls(mut self, probes: u32) -> Self {
         self.tuning.half_open_max_calls = probes;
         self
@@ -396,6 +396,7 @@ type Fault = (&'static str, Held, String);
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::RedisManager;
 
     fn from(pairs: &[(&str, &str)]) -> Result<RedisConfig, ConfigError> {
         RedisConfig::from_settings(Settings::from_pairs("redis", pairs.iter().copied()))
@@ -427,6 +428,15 @@ mod tests {
         }
         let config = RedisConfig::from_settings(Settings::from_pairs("redis", pairs)).unwrap();
         assert_eq!(format!("{:?}", config.tuning), format!("{expected:?}"));
+    }
+
+    #[tokio::test]
+    async fn the_largest_numbers_that_are_allowed_make_a_manager() {
+        let mut config = from(&[]).unwrap();
+        for (_, value, allowed) in config.tuning.numbers() {
+            *value = *allowed.end();
+        }
+        RedisManager::connect(config).unwrap();
     }
 
     #[test]

@@ -35,7 +35,7 @@ impl Tuning {
             ("max_retries", &mut self.max_retries, 0..=100),
             ("fail_max", &mut self.fail_max, 1..=1_000_000),
             ("success_threshold", &mut self.success_threshold, 1..=1_000_000),
-            ("half_open_max_calls", &mut self.half_open_max_calls, 1..=1_000_000),
+            ("half_open_max_calls", &mut self.half_open_max_calls, 1..=1_000),
             ("bulkhead", &mut self.bulkhead, 1..=1_000_000),
         ]
     }
