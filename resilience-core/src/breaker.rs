@@ -267,7 +267,7 @@ impl CircuitBreaker {
     }
 
     #[inline]
-    fn admit(&self) -> Result<Pass, CircuitOpen> {
+    pub(crate) fn admit(&self) -> Result<Pass, CircuitOpen> {
         match self.shared.circuit.admit_fast() {
             Some(pass) => Ok(pass),
             None => {

@@ -120,8 +120,9 @@ struct Probe {
     id: u64,
     granted: Instant,
     lease: Duration,
-    /// `lease` after it was granted, and later if this process stood still.
+    /// `lease` after it was granted, and later once it was `excused`.
     expires: Instant,
+    excused: bool,
     /// When its attempt began: it may have waited for a place of ours.
     begun: Instant,
 }
@@ -409,11 +410,14 @@ impl Slow {
         self.probes.iter().map(|probe| probe.expires).min()
     }
 
-    /// When the first lease ran out that has run out by `now`. Time in which this process stood still is
-    /// added to each: nobody could have given it back.
+    /// When the first lease ran out that has run out by `now`. Time in which this process stood still, as the
+    /// asker's runtime knows it, is added to each: nobody could have given it back. It is added once, for to a
+    /// runtime that is driven by fits and starts the standstill has no end.
     fn first_lost(&mut self, now: Instant) -> Option<Instant> {
-        for probe in self.probes.iter_mut().filter(|probe| probe.expires <= now) {
-            probe.expires = later(probe.granted, probe.lease + stood_still(probe.granted, now));
+        for probe in self.probes.iter_mut().filter(|probe| !probe.excused && probe.expires <= now) {
+            let more = stood_still(probe.granted, now);
+            probe.expires = later(probe.granted, probe.lease + more);
+            probe.excused = !more.is_zero();
         }
         self.first_expiry().filter(|expires| *expires <= now)
     }
@@ -423,7 +427,7 @@ impl Slow {
         self.probes_issued += 1;
         let lease = self.settings.probe_lease;
         let expires = later(now, lease);
-        self.probes.push(Probe { id, granted: now, lease, expires, begun: now });
+        self.probes.push(Probe { id, granted: now, lease, expires, excused: false, begun: now });
         id
     }
 }

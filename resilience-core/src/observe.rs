@@ -1,5 +1,6 @@
 //! What happened, told to whoever wants to know: after the state is committed, outside all locks.
 
+use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, LazyLock};
@@ -13,6 +14,13 @@ static OBSERVERS: LazyLock<ArcSwap<Vec<Arc<dyn Observe>>>> = LazyLock::new(ArcSw
 
 /// How many there are, so that a process without any pays for one load.
 static COUNT: AtomicUsize = AtomicUsize::new(0);
+
+/// How deep events may nest that observers cause.
+const DEEPEST: u8 = 5;
+
+thread_local! {
+    static DEPTH: Cell<u8> = const { Cell::new(0) };
+}
 
 /// Sees every [`Event`] of this process.
 ///
@@ -68,11 +76,13 @@ pub(crate) fn is_observed() -> bool {
     COUNT.load(Ordering::Acquire) > 0
 }
 
-/// Tells every observer of `event`.
+/// Tells every observer of `event`. What they themselves cause while they are told is told too, up to four
+/// deep; what that causes is told to nobody.
 pub fn emit(event: &Event<'_>) {
     if !is_observed() {
         return;
     }
+    let Some(_telling) = Telling::begin() else { return };
     let observers = OBSERVERS.load();
     for observer in observers.iter() {
         if let Err(panic) = catch_unwind(AssertUnwindSafe(|| observer.on_event(event))) {
@@ -82,6 +92,26 @@ pub fn emit(event: &Event<'_>) {
             }
             tracing::error!(target: "shared_external::observe", "an observer panicked; its event is lost");
         }
+    }
+}
+
+/// What is being told on this thread.
+struct Telling;
+
+impl Telling {
+    /// None if that goes too deep: an observer whose every word makes more to tell would never end.
+    fn begin() -> Option<Self> {
+        let deeper = DEPTH.get() + 1;
+        (deeper <= DEEPEST).then(|| {
+            DEPTH.set(deeper);
+            Self
+        })
+    }
+}
+
+impl Drop for Telling {
+    fn drop(&mut self) {
+        DEPTH.set(DEPTH.get() - 1);
     }
 }
 
@@ -102,7 +132,7 @@ pub fn emit(event: &Event<'_>) {
 /// }
 ///
 /// let (from, to) = (CircuitState::Closed, CircuitState::Open);
-/// let opened = Event::CircuitTransition { name: &Arc::from("mail"), from, to, generation: 1 };
+/// let opened = Event::CircuitTransition { name: &Name::from("mail"), from, to, generation: 1 };
 /// assert_eq!(line(&opened).unwrap(), "mail is open");
 /// ```
 #[derive(Debug)]

@@ -117,7 +117,9 @@ impl<'a> Lent<'a> {
         if self.breaker.generation() == self.pass.generation() {
             self.breaker.restart(&mut self.pass, now);
         } else {
-            *self = self.breaker.lend()?;
+            // It is one attempt, and counts once.
+            self.pass.uncount();
+            self.pass = self.breaker.admit()?;
         }
         Ok(())
     }

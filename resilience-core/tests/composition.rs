@@ -1,6 +1,10 @@
 //! Fear: layers that are right alone and wrong together, and observers that break what they watch.
 
+use std::pin::pin;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
+use std::task::{Context, Waker};
+use std::thread::{self, ThreadId};
 use std::time::Duration;
 
 use resilience_core::{
@@ -153,6 +157,42 @@ async fn an_observer_that_panics_and_calls_back_changes_nothing() {
     let seen = hostile.seen.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     assert_eq!(*seen, ["open", "service_error after 1", "circuit_open after 0"]);
     assert!(CallOutcome::CircuitOpen.is_error());
+}
+
+/// Asks an open circuit and a full bulkhead whatever it is told on a thread, which is told in turn.
+struct Echo {
+    thread: ThreadId,
+    breaker: CircuitBreaker,
+    bulkhead: Bulkhead,
+    refusals: AtomicU32,
+}
+
+impl Observe for Echo {
+    fn on_event(&self, event: &Event<'_>) {
+        if thread::current().id() != self.thread {
+            return;
+        }
+        assert!(matches!(event, Event::Refused { .. }));
+        self.refusals.fetch_add(1, Ordering::Relaxed);
+        let _ = self.breaker.try_acquire();
+        let mut acquire = pin!(self.bulkhead.acquire(Deadline::within(Duration::ZERO)));
+        let _ = acquire.as_mut().poll(&mut Context::from_waker(Waker::noop()));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_observer_whose_every_word_makes_more_to_tell_comes_to_an_end() {
+    let breaker = CircuitBreaker::new("echo");
+    let bulkhead = Bulkhead::builder("echo").limit(1).queue(0).build().unwrap();
+    breaker.force_open();
+    let _full = bulkhead.try_acquire().unwrap();
+    let (thread, refusals) = (thread::current().id(), AtomicU32::new(0));
+    let echo = Echo { thread, breaker: breaker.clone(), bulkhead: bulkhead.clone(), refusals };
+    let echo = Arc::new(echo);
+    add_observer(Arc::clone(&echo) as Arc<dyn Observe>);
+    breaker.try_acquire().unwrap_err();
+    // One, and four generations of two.
+    assert_eq!(echo.refusals.load(Ordering::Relaxed), 1 + 2 + 4 + 8 + 16);
 }
 
 #[tokio::test(start_paused = true)]

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use resilience_core::{
     AnyError, Bulkhead, Call, CallError, CircuitBreaker, CircuitState, Deadline, Event, Hedge,
-    Observe, Pipeline, SlidingWindow, add_observer,
+    Observe, Pipeline, SlidingWindow, Standstill, add_observer,
 };
 use tokio::time::{Instant, advance, sleep};
 
@@ -149,6 +149,30 @@ fn a_runtime_that_was_not_driven_blames_a_service_all_the_same() {
         assert!(matches!(error, CallError::Inner(_)));
     });
     assert_eq!(breaker.state(), CircuitState::Open);
+}
+
+#[test]
+fn a_probe_on_a_runtime_that_nobody_drives_is_lost_in_the_end() {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .start_paused(true)
+        .build()
+        .unwrap();
+    let builder = CircuitBreaker::builder("b").fail_max(1).probe_lease(SECOND);
+    let breaker = builder.reset_timeout(SECOND).build().unwrap();
+    let _probe = runtime.block_on(async {
+        let _watched = Standstill::watch();
+        breaker.try_acquire().unwrap().failure();
+        sleep(SECOND).await;
+        breaker.try_acquire().unwrap()
+    });
+    let asked = |_| {
+        runtime.block_on(async {
+            advance_now(100 * MS);
+            breaker.try_acquire().is_ok()
+        })
+    };
+    assert!((0..50).any(asked), "stuck in {:?}", breaker.state());
 }
 
 /// Moves the clock without a yield.

@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use resilience_core::{
     AdaptiveLimit, AnyError, Attempt, Bulkhead, Call, CallError, CallOutcome, CircuitBreaker,
-    CircuitState, Deadline, Event, Failed, Hedge, Observe, Pipeline, PipelineBuilder, Replay,
-    RetryPolicy, Standstill, Timeout, Verdict, add_observer,
+    CircuitOpen, CircuitState, Deadline, Event, Failed, Hedge, Observe, Permit, Pipeline,
+    PipelineBuilder, Replay, RetryPolicy, Standstill, Timeout, Verdict, add_observer,
 };
 use tokio::time::{advance, sleep};
 
@@ -234,6 +234,66 @@ async fn a_call_that_waited_for_a_place_is_not_sent_into_a_circuit_that_opened_m
     assert_eq!(sent.into_inner(), 1);
     let snapshot = breaker.snapshot();
     assert_eq!((snapshot.calls.failure, snapshot.not_permitted), (1, 2));
+    assert_eq!(snapshot.calls.cancelled, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_fallback_that_panics_leaves_every_count_right() {
+    let breaker = CircuitBreaker::new("fallback");
+    let bulkhead = Bulkhead::new("fallback", 1, Duration::ZERO).unwrap();
+    let pipeline = retrying("fallback", 1).breaker(breaker.clone()).bulkhead(bulkhead.clone());
+    let pipeline = pipeline.build().unwrap();
+    let call = tokio::spawn({
+        let pipeline = pipeline.clone();
+        async move {
+            let fail = |_| async { Err::<(), _>(ConnectionReset) };
+            let panic = |_| async { panic!("on purpose") };
+            let _: Result<(), CallError<ErrorKind>> =
+                pipeline.run_or(Call::read(), &verdict, fail, panic).await;
+        }
+    });
+    assert!(call.await.unwrap_err().is_panic());
+    let calls = breaker.snapshot().calls;
+    assert_eq!((calls.failure, calls.cancelled, bulkhead.available()), (2, 0, 1));
+    assert_eq!(pipeline.drain(Deadline::within(SECOND)).await.abandoned, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_holds_its_permit_to_its_end_and_drops_it_without_blame() {
+    /// Rows of an answer, of which any may be the last that comes.
+    struct Rows {
+        permit: Option<Permit>,
+        left: u32,
+    }
+    impl Rows {
+        async fn next(&mut self) -> Option<u32> {
+            sleep(MS).await;
+            let left = self.left.checked_sub(1);
+            match left {
+                Some(left) => self.left = left,
+                None => self.permit.take().into_iter().for_each(Permit::success),
+            }
+            left
+        }
+    }
+    let breaker = CircuitBreaker::builder("rows").fail_max(1).success_threshold(1).build().unwrap();
+    breaker.try_acquire().unwrap().failure();
+    sleep(breaker.settings().reset_timeout).await;
+    let ask = |left| Ok::<_, CircuitOpen>(Rows { permit: Some(breaker.try_acquire()?), left });
+    let mut dropped = ask(9).unwrap();
+    assert_eq!(dropped.next().await, Some(8));
+    assert!(ask(1).is_err(), "the one probe is out");
+    drop(dropped);
+    assert_eq!(breaker.state(), CircuitState::HalfOpen);
+    let mut whole = tokio::spawn({
+        let rows = ask(3).unwrap();
+        async move {
+            let mut rows = rows;
+            while rows.next().await.is_some() {}
+        }
+    });
+    (&mut whole).await.unwrap();
+    assert_eq!(breaker.state(), CircuitState::Closed);
 }
 
 #[tokio::test(start_paused = true)]

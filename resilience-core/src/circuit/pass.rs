@@ -30,6 +30,11 @@ impl Pass {
         self.head as u32
     }
 
+    /// From now on, its outcome is not counted.
+    pub(crate) fn uncount(&mut self) {
+        *self = Self::new(self.generation(), Kind::Uncounted, 0);
+    }
+
     /// Whether its outcome is counted at all.
     #[inline]
     pub(crate) fn counts(self) -> bool {
