@@ -90,8 +90,7 @@ pub fn emit(event: &Event<'_>) {
 /// It borrows what it tells of: an observer copies out what it keeps. There may be more kinds of them in time.
 ///
 /// ```
-/// use std::sync::Arc;
-/// use resilience_core::{CircuitState, Event};
+/// use resilience_core::{CircuitState, Event, Name};
 ///
 /// fn line(event: &Event<'_>) -> Option<String> {
 ///     match event {
@@ -102,7 +101,7 @@ pub fn emit(event: &Event<'_>) {
 /// }
 ///
 /// let (from, to) = (CircuitState::Closed, CircuitState::Open);
-/// let opened = Event::CircuitTransition { name: &Arc::from("mail"), from, to, generation: 1 };
+/// let opened = Event::CircuitTransition { name: &Name::from("mail"), from, to, generation: 1 };
 /// assert_eq!(line(&opened).unwrap(), "mail is open");
 /// ```
 #[derive(Debug)]
