@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 use crate::circuit::{Circuit, Glance, Pass, Transition};
 use crate::deadline::later;
-use crate::observe::{Event, RefusingLayer, emit};
+use crate::observe::{Event, RefusingLayer, emit, is_observed};
 use crate::permit::{Lent, Settle, Watched};
 use crate::{
     AnyError, Blame, CallError, CircuitOpen, Classify, Failed, InvalidSetting, Name, Outcome,
@@ -270,37 +270,30 @@ impl CircuitBreaker {
     pub(crate) fn admit(&self) -> Result<Pass, CircuitOpen> {
         match self.shared.circuit.admit_fast() {
             Some(pass) => Ok(pass),
-            None => {
-                let now = Instant::now();
-                let refused = self.refused_at(now);
-                refused.map_or_else(|| self.admit_at(now), Err).map_err(|wait| self.refusal(wait))
-            }
+            None => self.admit_or_refuse(),
         }
     }
 
-    /// Inlined, so that it is put together where it goes: to move it costs as much as to make it.
-    #[inline]
-    fn refusal(&self, retry_after: Duration) -> CircuitOpen {
-        CircuitOpen { name: self.shared.name.clone(), retry_after }
+    #[cold]
+    fn admit_or_refuse(&self) -> Result<Pass, CircuitOpen> {
+        let now = Instant::now();
+        let refused = self.shared.circuit.refuse_fast(now);
+        refused.map_or_else(|| self.admit_at(now), Err).map_err(|retry_after| {
+            let name = &self.shared.name;
+            self.shared.counts.add_not_permitted();
+            if is_observed() {
+                emit(&Event::Refused { name, layer: RefusingLayer::Breaker });
+            }
+            CircuitOpen { name: name.clone(), retry_after }
+        })
     }
 
-    #[cold]
-    fn refused_at(&self, now: Instant) -> Option<Duration> {
-        self.shared.circuit.refuse_fast(now).inspect(|_| self.note_refusal())
-    }
-
-    #[cold]
     fn admit_at(&self, now: Instant) -> Result<Pass, Duration> {
         let admission = self.shared.circuit.admit(now);
         for transition in admission.transitions.into_iter().flatten() {
             self.announce(transition);
         }
-        admission.decision.inspect_err(|_| self.note_refusal())
-    }
-
-    fn note_refusal(&self) {
-        self.shared.counts.add_not_permitted();
-        emit(&Event::Refused { name: &self.shared.name, layer: RefusingLayer::Breaker });
+        admission.decision
     }
 
     #[inline]

@@ -120,8 +120,7 @@ impl Drop for Telling {
 /// It borrows what it tells of: an observer copies out what it keeps. There may be more kinds of them in time.
 ///
 /// ```
-/// use std::sync::Arc;
-/// use resilience_core::{CircuitState, Event};
+/// use resilience_core::{CircuitState, Event, Name};
 ///
 /// fn line(event: &Event<'_>) -> Option<String> {
 ///     match event {
