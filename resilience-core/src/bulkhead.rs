@@ -75,6 +75,18 @@ impl Bulkhead {
         Ok(Place { home: Home::Lent(&self.places) })
     }
 
+    /// [`try_acquire`](Self::try_acquire) for a pipeline.
+    #[inline]
+    pub(crate) fn try_lend(&self) -> Option<LentPlace<'_>> {
+        self.places.try_take().then(|| LentPlace(&self.places))
+    }
+
+    /// [`acquire`](Self::acquire) for a pipeline.
+    pub(crate) async fn lend(&self, deadline: Deadline) -> Result<LentPlace<'_>, BulkheadFull> {
+        self.places.acquire(deadline).await?;
+        Ok(LentPlace(&self.places))
+    }
+
     /// [`acquire`](Self::acquire) for what outlives a borrow: a stream, a lease, another task.
     ///
     /// # Errors
@@ -175,6 +187,16 @@ impl Drop for Place<'_> {
     #[inline]
     fn drop(&mut self) {
         self.home.give_back();
+    }
+}
+
+/// A [`Place`] that can only be lent: it costs less to give back.
+pub(crate) struct LentPlace<'a>(&'a NamedPlaces);
+
+impl Drop for LentPlace<'_> {
+    #[inline]
+    fn drop(&mut self) {
+        self.0.give_back();
     }
 }
 

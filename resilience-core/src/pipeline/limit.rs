@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::{AdaptiveLimit, AdaptivePlace, Bulkhead, BulkheadFull, Deadline, Outcome, Place};
+use crate::bulkhead::LentPlace;
+use crate::{AdaptiveLimit, AdaptivePlace, Bulkhead, BulkheadFull, Deadline, Outcome};
 
 /// How many attempts may be in flight.
 #[derive(Debug)]
@@ -33,14 +34,14 @@ impl Limit {
     #[inline]
     pub(super) fn try_acquire(&self) -> Option<Taken<'_>> {
         match self {
-            Self::Fixed(bulkhead) => bulkhead.try_acquire().map(Taken::Fixed),
+            Self::Fixed(bulkhead) => bulkhead.try_lend().map(Taken::Fixed),
             Self::Adaptive(limit) => limit.try_acquire().map(Taken::Adaptive),
         }
     }
 
     pub(super) async fn acquire(&self, deadline: Deadline) -> Result<Taken<'_>, BulkheadFull> {
         match self {
-            Self::Fixed(bulkhead) => bulkhead.acquire(deadline).await.map(Taken::Fixed),
+            Self::Fixed(bulkhead) => bulkhead.lend(deadline).await.map(Taken::Fixed),
             Self::Adaptive(limit) => limit.acquire(deadline).await.map(Taken::Adaptive),
         }
     }
@@ -48,7 +49,7 @@ impl Limit {
 
 /// One attempt's place.
 pub(super) enum Taken<'a> {
-    Fixed(#[expect(dead_code, reason = "it is held, not read")] Place<'a>),
+    Fixed(#[expect(dead_code, reason = "it is held, not read")] LentPlace<'a>),
     Adaptive(AdaptivePlace<'a>),
 }
 
