@@ -13,6 +13,7 @@ use tokio::time::{Instant, timeout};
 
 use crate::classify::blames_the_service;
 use crate::config::DatabaseConfig;
+use crate::defaults::SHORTEST_FAIR_ATTEMPT;
 use crate::endpoints::{Endpoints, Origin};
 use crate::error::{Error, Unreachable};
 use crate::track::silence;
@@ -90,7 +91,7 @@ impl Connector {
                         // Who is refused by name is refused everywhere.
                         break;
                     }
-                    if !standstill.excuses() {
+                    if limit >= SHORTEST_FAIR_ATTEMPT && !standstill.excuses() {
                         origin.demote(true);
                     }
                 }

@@ -16,7 +16,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 use crate::config::DatabaseConfig;
 use crate::conn::Conn;
 use crate::connector::Connector;
-use crate::defaults::LIFETIME_JITTER;
+use crate::defaults::{LIFETIME_JITTER, SHORTEST_FAIR_ATTEMPT};
 use crate::error::{Error, Exhausted, Unreachable};
 use crate::session::Session;
 use crate::track::silence;
@@ -280,10 +280,12 @@ impl Pool {
         queued: Duration,
     ) -> Result<Conn, Error> {
         let (opening, standstill) = (Instant::now(), Standstill::watch());
+        let hurried = deadline.remaining_at(opening) < SHORTEST_FAIR_ATTEMPT;
         let opened = match self.connector.open(deadline).await {
             Ok(opened) => opened,
             Err(error) => {
                 if let Error::Unreachable(unreachable) = &error
+                    && !hurried
                     && !standstill.excuses()
                 {
                     self.settle_trouble(Some(unreachable.clone()));

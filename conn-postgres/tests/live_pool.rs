@@ -70,7 +70,7 @@ async fn a_pool_that_stays_exhausted_until_the_callers_deadline_opens_no_breaker
 
 #[tokio::test]
 async fn the_time_spent_in_our_own_queue_is_not_held_against_the_server() {
-    let (db, _) = manager_with(|it| it.pool_size(1).fail_max(1));
+    let (db, _) = manager_with(|it| it.pool_size(1).fail_max(1).max_retries(0));
     let lent = db.acquire().await.unwrap();
     let by = Call::read().by(Deadline::within(Duration::from_millis(600)));
     let late = db.call(by, async |mut conn: Conn| {

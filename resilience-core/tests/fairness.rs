@@ -7,8 +7,8 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use resilience_core::{
-    AnyError, Bulkhead, Call, CallError, CircuitBreaker, CircuitState, Deadline, Event, Hedge,
-    Observe, Pipeline, SlidingWindow, Standstill, add_observer,
+    AnyError, Blame, Bulkhead, Call, CallError, CircuitBreaker, CircuitState, Deadline, Event,
+    Hedge, Observe, Pipeline, SlidingWindow, Standstill, add_observer,
 };
 use tokio::time::{Instant, advance, sleep};
 
@@ -173,6 +173,31 @@ fn a_probe_on_a_runtime_that_nobody_drives_is_lost_in_the_end() {
         })
     };
     assert!((0..50).any(asked), "stuck in {:?}", breaker.state());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_driver_that_gives_up_for_want_of_time_says_nothing_of_the_service() {
+    let breaker = CircuitBreaker::builder("hurried").fail_max(1).build().unwrap();
+    let pipeline = Pipeline::builder("hurried").breaker(breaker.clone()).build().unwrap();
+    let ask = |given: Duration, takes: Duration| {
+        let call = Call::read().by(Deadline::within(given));
+        let operation = move |_| async move {
+            sleep(takes).await;
+            Err::<(), _>(refused())
+        };
+        let (pipeline, breaker) = (&pipeline, &breaker);
+        async move {
+            let error = pipeline.run(call, &AnyError, operation).await.unwrap_err();
+            let CallError::Inner(failed) = error else { panic!("{error}") };
+            let state = breaker.state();
+            breaker.reset();
+            (failed.verdict.blame, state)
+        }
+    };
+    assert_eq!(ask(9 * MS, 8 * MS).await, (Blame::Local, CircuitState::Closed));
+    // What is refused at once is refused, however little time there was.
+    assert_eq!(ask(9 * MS, MS).await, (Blame::Service, CircuitState::Open));
+    assert_eq!(ask(10 * MS, 9 * MS).await, (Blame::Service, CircuitState::Open));
 }
 
 /// Moves the clock without a yield.

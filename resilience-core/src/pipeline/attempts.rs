@@ -194,7 +194,10 @@ impl Layers {
                 let mut verdict = classifier.verdict(&error);
                 if verdict.blame == Blame::Service {
                     let ended = Instant::now();
-                    if !heartbeat::was_fair(now, ended, ended - now) {
+                    let (took, limit) = (ended - now, until.remaining_at(now));
+                    // The operation may have had a time limit of its own, within that of the attempt.
+                    let gave_up = limit < TOO_SHORT_TO_JUDGE && took > limit / 2;
+                    if gave_up || !heartbeat::was_fair(now, ended, took) {
                         verdict.blame = Blame::Local;
                     }
                 }
