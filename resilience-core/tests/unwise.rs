@@ -18,6 +18,9 @@ struct Refused;
 
 const SECOND: Duration = Duration::from_secs(1);
 
+/// A line that is logged for the first time while another thread begins to listen may be lost to it.
+static ALONE: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+
 fn lease(name: &'static str, lease: Duration) -> CircuitBreaker {
     CircuitBreaker::builder(name).probe_lease(lease).build().unwrap()
 }
@@ -28,6 +31,7 @@ fn retrying(name: &'static str) -> Pipeline {
 
 #[tokio::test(start_paused = true)]
 async fn each_unwise_setting_is_told_once_by_its_name_and_listed() {
+    let _alone = ALONE.lock().await;
     let log = Log::listen("shared_external=warn");
     let (outer, inner) = (retrying("outer"), retrying("inner"));
     let wide = Pipeline::builder("wide")
@@ -115,6 +119,7 @@ async fn no_default_is_unwise() {
 
 #[tokio::test(start_paused = true)]
 async fn a_probe_that_may_be_taken_for_lost_is_told_to_the_millisecond() {
+    let _alone = ALONE.lock().await;
     let bulkhead = || Bulkhead::builder("b").wait(4 * SECOND);
     let limit = || AdaptiveLimit::builder("a").wait(4 * SECOND);
     let builder = || Pipeline::builder("p").attempt_timeout(6 * SECOND).deadline(30 * SECOND);
