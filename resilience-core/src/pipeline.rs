@@ -214,7 +214,9 @@ impl Pipeline {
     /// [`run`](Self::run), and when the service cannot be had, `fallback`. The primary gets half of
     /// the time there is, so that both end by the deadline: a fallback that does not is cut off.
     ///
-    /// A request that the service refused is no case for a fallback: its error comes back.
+    /// A request that the service refused is no case for a fallback: its error comes back. Observers are told
+    /// how the primary ended. A drain waits for the fallbacks of the calls it waits for; a call that it turned
+    /// away falls back too, and that is not waited for.
     ///
     /// # Errors
     ///
