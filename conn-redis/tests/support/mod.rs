@@ -6,7 +6,7 @@ use std::future::{Future, poll_fn};
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::Poll;
 use std::time::Duration;
@@ -196,8 +196,14 @@ pub(crate) async fn poll_n<F: Future>(future: F, polls: usize) -> Option<F::Outp
     .await
 }
 
+/// Below those that systems give to the near end of a connection: while the server is down, none comes by it.
 pub(crate) fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let mut ports = std::iter::repeat_with(|| {
+        let next = std::process::id() + NEXT.fetch_add(1, Ordering::Relaxed);
+        u16::try_from(20_000 + next % 12_000).unwrap()
+    });
+    ports.find(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok()).unwrap()
 }
 
 /// A variable that `cargo xtask test` sets.

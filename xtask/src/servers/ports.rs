@@ -1,7 +1,14 @@
-//! Ports: the ones written down in the profile where they are free, any free one where they are taken.
+//! Ports: the ones written down in the profile where they are free, others where they are taken.
+//!
+//! All are below those that systems give to the near end of a connection (32768 and up on Linux): while a server
+//! is down, a client of anything could come by its port, or by trying to connect to it even to itself.
 
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, TcpListener};
+
+/// Where free ports are looked for.
+const FROM: u16 = 20_000;
+const COUNT: u16 = 12_000;
 
 /// Picks ports of loopback, and holds them until it is dropped, so that it never gives one out twice.
 #[derive(Debug, Default)]
@@ -10,24 +17,23 @@ pub struct Picker {
 }
 
 impl Picker {
-    /// `preferred` if it is free, else a free port.
+    /// `preferred` if it is free and not 0, else a free port.
     ///
     /// # Errors
     ///
-    /// If the system has no port left.
+    /// If there is none left.
     pub fn pick(&mut self, preferred: u16) -> io::Result<u16> {
-        for port in std::iter::once(preferred).chain(std::iter::repeat_n(0, 20)) {
-            if let Some(port) = self.hold(port) {
-                return Ok(port);
-            }
-        }
-        Err(io::Error::new(io::ErrorKind::AddrInUse, "no free port"))
+        // Several checkouts that start at once begin to look at different ones.
+        let first = (std::process::id() % u32::from(COUNT)) as u16;
+        let others = (0..COUNT).map(|next| FROM + (first + next) % COUNT);
+        let ports = std::iter::once(preferred).filter(|port| *port != 0).chain(others);
+        let mut free = ports.filter_map(|port| self.hold(port));
+        free.next().ok_or_else(|| io::Error::new(io::ErrorKind::AddrInUse, "no free port"))
     }
 
     /// Holds `port` on both loopback addresses: clients may try either for `localhost`.
     fn hold(&mut self, port: u16) -> Option<u16> {
         let v4 = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).ok()?;
-        let port = v4.local_addr().ok()?.port();
         match TcpListener::bind((Ipv6Addr::LOCALHOST, port)) {
             Ok(v6) => self.held.push(v6),
             Err(error) if error.kind() == io::ErrorKind::AddrInUse => return None,

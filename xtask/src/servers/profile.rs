@@ -50,9 +50,9 @@ impl Service {
     #[must_use]
     pub const fn ports(self) -> &'static [(&'static str, u16)] {
         match self {
-            Self::Postgres => &[(TLS, 55432)],
-            Self::Redis => &[(PLAIN, 56379), (TLS, 56380)],
-            Self::Opensearch => &[(TLS, 59200), (TRANSPORT, 59300)],
+            Self::Postgres => &[(TLS, 25432)],
+            Self::Redis => &[(PLAIN, 26379), (TLS, 26380)],
+            Self::Opensearch => &[(TLS, 29200), (TRANSPORT, 29300)],
         }
     }
 }
