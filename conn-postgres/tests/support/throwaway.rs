@@ -23,7 +23,7 @@ impl Throwaway {
         let dir =
             std::env::temp_dir().join(format!("conn-postgres-{}-{number}", std::process::id()));
         // Below those that systems give to the near end of a connection: while it is down, none comes by it.
-        let ports = (0..12_000).map(|next| 20_000 + (std::process::id() + next) % 12_000);
+        let ports = (0..5_000).map(|next| 15_000 + (std::process::id() + next) % 5_000);
         let free = |port: &u16| std::net::TcpListener::bind(("127.0.0.1", *port)).is_ok();
         let port =
             ports.map(|port| u16::try_from(port).unwrap()).skip(number * 7).find(free).unwrap();

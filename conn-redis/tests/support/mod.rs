@@ -196,14 +196,16 @@ pub(crate) async fn poll_n<F: Future>(future: F, polls: usize) -> Option<F::Outp
     .await
 }
 
-/// Below those that systems give to the near end of a connection: while the server is down, none comes by it.
+/// Below those that systems give to the near end of a connection, and so is the port 10,000 above it, which a
+/// cluster's node takes too: while the server is down, none comes by it.
 pub(crate) fn free_port() -> u16 {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     let mut ports = std::iter::repeat_with(|| {
         let next = std::process::id() + NEXT.fetch_add(1, Ordering::Relaxed);
-        u16::try_from(20_000 + next % 12_000).unwrap()
+        u16::try_from(11_000 + next % 4_000).unwrap()
     });
-    ports.find(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok()).unwrap()
+    let is_free = |port: u16| TcpListener::bind(("127.0.0.1", port)).is_ok();
+    ports.find(|port| is_free(*port) && is_free(port + 10_000)).unwrap()
 }
 
 /// A variable that `cargo xtask test` sets.
