@@ -3,6 +3,7 @@
 //! All are below those that systems give to the near end of a connection (32768 and up on Linux): while a server
 //! is down, a client of anything could come by its port, or by trying to connect to it even to itself.
 
+use std::hash::{BuildHasher, RandomState};
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, TcpListener};
 
@@ -23,9 +24,9 @@ impl Picker {
     ///
     /// If there is none left.
     pub fn pick(&mut self, preferred: u16) -> io::Result<u16> {
-        // Several checkouts that start at once begin to look at different ones.
-        let first = (std::process::id() % u32::from(COUNT)) as u16;
-        let others = (0..COUNT).map(|next| FROM + (first + next) % COUNT);
+        // At random: ports are let go before their servers take them, and other checkouts may start now too.
+        let first = RandomState::new().hash_one(preferred) % u64::from(COUNT);
+        let others = (0..COUNT).map(|next| FROM + (first as u16 + next) % COUNT);
         let ports = std::iter::once(preferred).filter(|port| *port != 0).chain(others);
         let mut free = ports.filter_map(|port| self.hold(port));
         free.next().ok_or_else(|| io::Error::new(io::ErrorKind::AddrInUse, "no free port"))
