@@ -236,6 +236,8 @@ impl Scene {
                 self.handle(service, Hand::Reset);
             }
             let rules = breaker.settings();
+            // A lease may have grown by the time this process stood still.
+            sleep(2 * STORM).await;
             // A lost probe's lease, then the timeout of the circuit that this opens, then good answers.
             for _ in 0..2 {
                 sleep(longest_open(&rules).max(rules.probe_lease)).await;

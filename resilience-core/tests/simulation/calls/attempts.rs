@@ -148,8 +148,13 @@ impl Judge<'_> {
             },
         };
         let known = &mut self.calls[call];
-        let stalled =
-            known.running.iter().any(|running| running.number == number && running.stalled);
+        // Nor does the end of an attempt of a few milliseconds say much.
+        let hurried = |running: &Running| {
+            let limit = running.deadline - running.began;
+            limit < Duration::from_millis(10) && at - running.began > limit / 2
+        };
+        let mut running = known.running.iter().filter(|running| running.number == number);
+        let stalled = running.any(|running| running.stalled || hurried(running));
         let effect = if stalled && effect == Effect::Failure { Effect::Perhaps } else { effect };
         let verdict = answer.0.map(|fault| fault.verdict);
         let proven = |replay| matches!(replay, Replay::Safe | Replay::Transaction);
