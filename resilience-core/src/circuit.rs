@@ -119,8 +119,7 @@ struct Slow {
 struct Probe {
     id: u64,
     granted: Instant,
-    lease: Duration,
-    /// `lease` after it was granted, and later once it was `excused`.
+    /// When its lease is over: later once it was `excused`.
     expires: Instant,
     excused: bool,
     /// When its attempt began: it may have waited for a place of ours.
@@ -416,7 +415,7 @@ impl Slow {
     fn first_lost(&mut self, now: Instant) -> Option<Instant> {
         for probe in self.probes.iter_mut().filter(|probe| !probe.excused && probe.expires <= now) {
             let more = stood_still(probe.granted, now);
-            probe.expires = later(probe.granted, probe.lease + more);
+            probe.expires = later(probe.expires, more);
             probe.excused = !more.is_zero();
         }
         self.first_expiry().filter(|expires| *expires <= now)
@@ -425,9 +424,8 @@ impl Slow {
     fn issue_probe(&mut self, now: Instant) -> u64 {
         let id = self.probes_issued;
         self.probes_issued += 1;
-        let lease = self.settings.probe_lease;
-        let expires = later(now, lease);
-        self.probes.push(Probe { id, granted: now, lease, expires, excused: false, begun: now });
+        let expires = later(now, self.settings.probe_lease);
+        self.probes.push(Probe { id, granted: now, expires, excused: false, begun: now });
         id
     }
 }
