@@ -5,20 +5,20 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use opensearch::http::Url;
-use resilience_core::settings::{ConfigError, Held, Pem, PemBlock, Problem, Settings};
+use resilience_core::settings::{
+    ConfigError, Held, Pem, Problems, Settings, Tls, TlsFiles, setters,
+};
 use resilience_core::{Name, RetryBudget};
 use secrecy::SecretString;
 use tokio::runtime::Handle;
 
 use crate::defaults;
 use crate::transport::{self, Access, Identity, Login, Unusable};
+use crate::tuning::Tuning;
 use crate::urls;
 
 /// The section in files, and the prefix of the variables.
 const SECTION: &str = "opensearch";
-
-/// The longest duration a setting may hold: a day.
-const LONGEST: Duration = Duration::from_secs(24 * 3600);
 
 /// Validated settings of an [`OpenSearchManager`](crate::OpenSearchManager). Its `Debug` shows no secret.
 ///
@@ -39,26 +39,9 @@ pub struct OpenSearchConfig {
     pub(crate) name: Name,
     pub(crate) nodes: Vec<Url>,
     pub(crate) access: Access,
-    pub(crate) limits: Limits,
+    pub(crate) tuning: Tuning,
     pub(crate) budget: RetryBudget,
     pub(crate) runtime: Option<Handle>,
-}
-
-/// All that is a number.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Limits {
-    pub(crate) timeout: Duration,
-    pub(crate) deadline: Duration,
-    pub(crate) max_retries: u32,
-    pub(crate) base_delay: Duration,
-    pub(crate) max_delay: Duration,
-    pub(crate) fail_max: u32,
-    pub(crate) reset_timeout: Duration,
-    pub(crate) success_threshold: u32,
-    pub(crate) half_open_max_calls: u32,
-    pub(crate) bulkhead: u32,
-    pub(crate) acquire_timeout: Duration,
-    pub(crate) health_timeout: Duration,
 }
 
 impl OpenSearchConfig {
@@ -108,20 +91,9 @@ impl OpenSearchConfig {
         let mut builder = OpenSearchConfigBuilder::new(urls);
         builder.username = settings.text("username");
         builder.password = settings.secret("password");
-        builder.ca_file = settings.text("ca_file").map(PathBuf::from);
-        builder.client_cert_file = settings.text("client_cert_file").map(PathBuf::from);
-        builder.client_key_file = settings.text("client_key_file").map(PathBuf::from);
-        for (key, setting) in builder.limits.durations() {
-            *setting = settings.duration(key).unwrap_or(*setting);
-        }
-        for (key, setting, least, most) in builder.limits.counts() {
-            *setting = settings.whole(key, least..=most).unwrap_or(*setting);
-        }
-        let config = builder.validated(&mut |key, held, allowed| {
-            settings.wrong(key, held, allowed);
-        });
-        settings.finish()?;
-        Ok(config.expect("what is not valid was reported"))
+        builder.files = TlsFiles::from_settings(&mut settings);
+        settings.read_into(builder.tuning.quantities());
+        builder.validate(settings.into_problems())
     }
 }
 
@@ -133,12 +105,37 @@ pub struct OpenSearchConfigBuilder {
     urls: Vec<String>,
     username: Option<String>,
     password: Option<SecretString>,
-    ca_file: Option<PathBuf>,
-    client_cert_file: Option<PathBuf>,
-    client_key_file: Option<PathBuf>,
-    limits: Limits,
+    files: TlsFiles,
+    tuning: Tuning,
     budget: RetryBudget,
     runtime: Option<Handle>,
+}
+
+setters! { OpenSearchConfigBuilder:
+    /// The time of one attempt. Default [`defaults::TIMEOUT`].
+    timeout: Duration => tuning.resilience.attempt_timeout;
+    /// The time of a call whose caller sets none. Default [`defaults::DEADLINE`].
+    deadline: Duration => tuning.resilience.deadline;
+    /// Attempts after the first, 0 to 100. Default [`defaults::MAX_RETRIES`].
+    max_retries: u32 => tuning.resilience.max_retries;
+    /// The wait before the first retry, up to the longest. Default [`defaults::BASE_DELAY`].
+    base_delay: Duration => tuning.resilience.base_delay;
+    /// The longest wait before a retry. Default [`defaults::MAX_DELAY`].
+    max_delay: Duration => tuning.resilience.max_delay;
+    /// Failures in a row that open the circuit, 1 to 1,000,000. Default [`defaults::FAIL_MAX`].
+    fail_max: u32 => tuning.resilience.fail_max;
+    /// How long the circuit stays open before a probe. Default [`defaults::RESET_TIMEOUT`].
+    reset_timeout: Duration => tuning.resilience.reset_timeout;
+    /// Probes that must succeed to close the circuit, 1 to 1,000,000. Default [`defaults::SUCCESS_THRESHOLD`].
+    success_threshold: u32 => tuning.resilience.success_threshold;
+    /// Probes in flight at once, 1 to 1,000. Default [`defaults::HALF_OPEN_MAX_CALLS`].
+    half_open_max_calls: u32 => tuning.resilience.half_open_max_calls;
+    /// Attempts in flight at once over all nodes, 1 to 65,536. Default [`defaults::BULKHEAD`].
+    bulkhead: u32 => tuning.bulkhead;
+    /// How long an attempt waits for a place among them. Default [`defaults::ACQUIRE_TIMEOUT`].
+    acquire_timeout: Duration => tuning.acquire_timeout;
+    /// The time of one health check. Default [`defaults::HEALTH_TIMEOUT`].
+    health_timeout: Duration => tuning.health_timeout;
 }
 
 impl OpenSearchConfigBuilder {
@@ -148,10 +145,8 @@ impl OpenSearchConfigBuilder {
             urls,
             username: None,
             password: None,
-            ca_file: None,
-            client_cert_file: None,
-            client_key_file: None,
-            limits: Limits::default(),
+            files: TlsFiles::default(),
+            tuning: Tuning::default(),
             budget: RetryBudget::new(defaults::RETRY_BUDGET_RATIO, defaults::RETRY_BUDGET_BURST)
                 .expect("both are in range"),
             runtime: None,
@@ -175,98 +170,26 @@ impl OpenSearchConfigBuilder {
     /// A PEM file with the authorities that may sign the nodes' certificates, besides those of the
     /// system; default: none. Needs `https`.
     pub fn ca_file(mut self, path: impl Into<PathBuf>) -> Self {
-        self.ca_file = Some(path.into());
+        self.files.ca_file = Some(path.into());
         self
     }
 
     /// A PEM file with the client's certificate, and those between it and its authority; default:
     /// none. Needs `https`, and its key.
     pub fn client_cert_file(mut self, path: impl Into<PathBuf>) -> Self {
-        self.client_cert_file = Some(path.into());
+        self.files.client_cert_file = Some(path.into());
         self
     }
 
     /// A PEM file with the private key of the client's certificate; default: none.
     pub fn client_key_file(mut self, path: impl Into<PathBuf>) -> Self {
-        self.client_key_file = Some(path.into());
-        self
-    }
-
-    /// The time of one attempt. Default [`defaults::TIMEOUT`].
-    pub fn timeout(mut self, timeout: Duration) -> Self {
-        self.limits.timeout = timeout;
-        self
-    }
-
-    /// The time of a call whose caller sets none. Default [`defaults::DEADLINE`].
-    pub fn deadline(mut self, deadline: Duration) -> Self {
-        self.limits.deadline = deadline;
-        self
-    }
-
-    /// Attempts after the first, 0 to 100. Default [`defaults::MAX_RETRIES`].
-    pub fn max_retries(mut self, retries: u32) -> Self {
-        self.limits.max_retries = retries;
-        self
-    }
-
-    /// The wait before the first retry, up to the longest. Default [`defaults::BASE_DELAY`].
-    pub fn base_delay(mut self, delay: Duration) -> Self {
-        self.limits.base_delay = delay;
-        self
-    }
-
-    /// The longest wait before a retry. Default [`defaults::MAX_DELAY`].
-    pub fn max_delay(mut self, delay: Duration) -> Self {
-        self.limits.max_delay = delay;
+        self.files.client_key_file = Some(path.into());
         self
     }
 
     /// What the retries of all calls may add to them. Default 10 % of the calls and a burst of 10.
     pub fn retry_budget(mut self, budget: RetryBudget) -> Self {
         self.budget = budget;
-        self
-    }
-
-    /// Failures in a row that open the circuit, 1 or more. Default [`defaults::FAIL_MAX`].
-    pub fn fail_max(mut self, failures: u32) -> Self {
-        self.limits.fail_max = failures;
-        self
-    }
-
-    /// How long the circuit stays open before a probe. Default [`defaults::RESET_TIMEOUT`].
-    pub fn reset_timeout(mut self, timeout: Duration) -> Self {
-        self.limits.reset_timeout = timeout;
-        self
-    }
-
-    /// Probes that must succeed to close the circuit, 1 or more. Default [`defaults::SUCCESS_THRESHOLD`].
-    pub fn success_threshold(mut self, successes: u32) -> Self {
-        self.limits.success_threshold = successes;
-        self
-    }
-
-    /// Probes in flight at once, 1 to 1,000. Default [`defaults::HALF_OPEN_MAX_CALLS`].
-    pub fn half_open_max_calls(mut self, probes: u32) -> Self {
-        self.limits.half_open_max_calls = probes;
-        self
-    }
-
-    /// Attempts in flight at once over all nodes, 1 to 65,536. Default [`defaults::BULKHEAD`].
-    pub fn bulkhead(mut self, places: u32) -> Self {
-        self.limits.bulkhead = places;
-        self
-    }
-
-    /// How long an attempt waits for a place among them. Default [`defaults::ACQUIRE_TIMEOUT`].
-    pub fn acquire_timeout(mut self, wait: Duration) -> Self {
-        self.limits.acquire_timeout = wait;
-        self
-    }
-
-    /// The time of one health check. Default [`defaults::HEALTH_TIMEOUT`].
-    pub fn health_timeout(mut self, timeout: Duration) -> Self {
-        self.limits.health_timeout = timeout;
         self
     }
 
@@ -283,157 +206,77 @@ impl OpenSearchConfigBuilder {
     ///
     /// [`ConfigError`] with all that is wrong, each by the name of its field.
     pub fn build(self) -> Result<OpenSearchConfig, ConfigError> {
-        let mut problems = Vec::new();
-        let config = self.validated(&mut |key, held, allowed| {
-            problems.push(Problem { name: key.to_owned(), held, allowed });
-        });
-        ConfigError::unless_empty(problems)?;
-        Ok(config.expect("what is not valid was reported"))
+        self.validate(Problems::by_field())
     }
 
-    /// The settings, if all are valid; otherwise `report` is told of each that is not.
-    fn validated(
-        mut self,
-        report: &mut dyn FnMut(&'static str, Held, String),
-    ) -> Option<OpenSearchConfig> {
-        self.limits.check(report);
-        let urls = urls::parse(&self.urls).map_err(|(held, allowed)| report("url", held, allowed));
+    fn validate(mut self, mut problems: Problems) -> Result<OpenSearchConfig, ConfigError> {
+        problems.check(self.tuning.quantities());
+        self.tuning.resilience.check(&mut problems);
+        let urls =
+            urls::parse(&self.urls).map_err(|(held, allowed)| problems.wrong("url", held, allowed));
         let (nodes, in_url) = urls.unwrap_or_default();
         let login = match (self.username, self.password) {
             (Some(username), Some(password)) => Some(Login { username, password }),
             (None, None) => in_url.clone(),
             (Some(_), None) => {
-                report("password", Held::Nothing, "a password, as there is a username".into());
+                problems.wrong("password", Held::Nothing, "a password, as there is a username");
                 None
             }
             (None, Some(_)) => {
-                report("username", Held::Nothing, "a username, as there is a password".into());
+                problems.wrong("username", Held::Nothing, "a username, as there is a password");
                 None
             }
         };
         match &login {
             Some(login) if in_url.as_ref().is_some_and(|other| !other.is(login)) => {
-                report("url", Held::Secret, "no login, as username and password are set".into());
+                problems.wrong("url", Held::Secret, "no login, as username and password are set");
             }
             Some(login) if login.username.is_empty() || login.username.contains(':') => {
-                report("username", Held::Secret, "text that is not empty, without a colon".into());
+                problems.wrong("username", Held::Secret, "text that is not empty, without a colon");
             }
             Some(_) | None => {}
         }
-        let mut pem = |key, path: Option<PathBuf>, block| {
-            let pem = path.map(|path| Pem::read(path, block));
-            pem.and_then(|pem| pem.map_err(|(held, allowed)| report(key, held, allowed)).ok())
-        };
-        let given =
-            [&self.ca_file, &self.client_cert_file, &self.client_key_file].map(Option::is_some);
-        let ca = pem("ca_file", self.ca_file, PemBlock::Certificate);
-        let certificate = pem("client_cert_file", self.client_cert_file, PemBlock::Certificate);
-        let key = pem("client_key_file", self.client_key_file, PemBlock::PrivateKey);
-        let [_, cert_given, key_given] = given;
-        if cert_given && !key_given {
-            report("client_key_file", Held::Nothing, "the key of the client certificate".into());
+        let clear = nodes.first().is_some_and(|node| node.scheme() == "http");
+        if clear {
+            self.files.refuse_unless("https://", &mut problems);
         }
-        if key_given && !cert_given {
-            report("client_cert_file", Held::Nothing, "the certificate of the client key".into());
-        }
-        let identity = certificate.zip(key).map(|(certificate, key)| Identity { certificate, key });
+        let tls = self.files.load(&mut problems);
+        let whole = tls.is_some();
+        let Tls { ca, identity } = tls.unwrap_or_default();
+        let identity = identity.map(|(certificate, key)| Identity { certificate, key });
         let access = Access { login, ca, identity };
-        let in_clear = nodes.first()?.scheme() == "http";
-        if in_clear && given.contains(&true) {
-            let held = Held::Text("http, with a certificate file set".into());
-            report("url", held, "https, or no certificate files".into());
+        if whole
+            && let Some(node) = nodes.first()
+            && let Err(unusable) = transport::client(node, &access, Arc::default())
+        {
+            let (key, path, allowed) = match unusable {
+                Unusable::Identity => (
+                    "client_key_file",
+                    access.identity.as_ref().map(|identity| identity.key.path()),
+                    "the key of the client certificate",
+                ),
+                Unusable::Authority => {
+                    let path = access.ca.as_ref().map(Pem::path);
+                    let allowed = match path {
+                        Some(_) => "a PEM file whose certificates parse",
+                        None => "a PEM file, for this system has no certificates of its own",
+                    };
+                    ("ca_file", path, allowed)
+                }
+            };
+            let held = path.map(|path| Held::Text(path.display().to_string()));
+            problems.wrong(key, held.unwrap_or(Held::Nothing), allowed);
         }
-        match transport::client(&nodes[0], &access, Arc::default()) {
-            Ok(_) => {}
-            Err(Unusable::Identity) => {
-                let path = access.identity.as_ref().map(|identity| identity.key.path());
-                report("client_key_file", shown(path), "the key of the client certificate".into());
-            }
-            Err(Unusable::Authority) => {
-                let path = access.ca.as_ref().map(Pem::path);
-                let allowed = match path {
-                    Some(_) => "a PEM file whose certificates parse",
-                    None => "a PEM file, for this system has no certificates of its own",
-                };
-                report("ca_file", shown(path), allowed.into());
-            }
-        }
-        let Self { name, limits, budget, runtime, .. } = self;
-        Some(OpenSearchConfig { name, nodes, access, limits, budget, runtime })
-    }
-}
-
-fn shown(path: Option<&Path>) -> Held {
-    path.map_or(Held::Nothing, |path| Held::Text(path.display().to_string()))
-}
-
-impl Default for Limits {
-    fn default() -> Self {
-        Self {
-            timeout: defaults::TIMEOUT,
-            deadline: defaults::DEADLINE,
-            max_retries: defaults::MAX_RETRIES,
-            base_delay: defaults::BASE_DELAY,
-            max_delay: defaults::MAX_DELAY,
-            fail_max: defaults::FAIL_MAX,
-            reset_timeout: defaults::RESET_TIMEOUT,
-            success_threshold: defaults::SUCCESS_THRESHOLD,
-            half_open_max_calls: defaults::HALF_OPEN_MAX_CALLS,
-            bulkhead: defaults::BULKHEAD,
-            acquire_timeout: defaults::ACQUIRE_TIMEOUT,
-            health_timeout: defaults::HEALTH_TIMEOUT,
-        }
-    }
-}
-
-impl Limits {
-    /// Every duration by its key.
-    fn durations(&mut self) -> [(&'static str, &mut Duration); 7] {
-        [
-            ("timeout", &mut self.timeout),
-            ("deadline", &mut self.deadline),
-            ("base_delay", &mut self.base_delay),
-            ("max_delay", &mut self.max_delay),
-            ("reset_timeout", &mut self.reset_timeout),
-            ("acquire_timeout", &mut self.acquire_timeout),
-            ("health_timeout", &mut self.health_timeout),
-        ]
-    }
-
-    /// Every count by its key, with the least and the most that it may be.
-    fn counts(&mut self) -> [(&'static str, &mut u32, u32, u32); 5] {
-        [
-            ("max_retries", &mut self.max_retries, 0, 100),
-            ("fail_max", &mut self.fail_max, 1, 1_000_000),
-            ("success_threshold", &mut self.success_threshold, 1, 1_000_000),
-            ("half_open_max_calls", &mut self.half_open_max_calls, 1, 1_000),
-            ("bulkhead", &mut self.bulkhead, 1, 65_536),
-        ]
-    }
-
-    fn check(&mut self, report: &mut dyn FnMut(&'static str, Held, String)) {
-        for (key, value) in self.durations() {
-            if value.is_zero() || *value > LONGEST {
-                let allowed = "a duration above 0 and up to a day";
-                report(key, Held::Text(format!("{value:?}")), allowed.into());
-            }
-        }
-        for (key, value, least, most) in self.counts() {
-            if !(least..=most).contains(value) {
-                let allowed = format!("a whole number from {least} to {most}");
-                report(key, Held::Text(value.to_string()), allowed);
-            }
-        }
-        let Self { base_delay, max_delay, .. } = *self;
-        if base_delay > max_delay {
-            let allowed = format!("up to the max_delay, which is {max_delay:?}");
-            report("base_delay", Held::Text(format!("{base_delay:?}")), allowed);
-        }
+        problems.finish()?;
+        let Self { name, tuning, budget, runtime, .. } = self;
+        Ok(OpenSearchConfig { name, nodes, access, tuning, budget, runtime })
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use resilience_core::settings::Quantity;
+
     use super::*;
     use crate::OpenSearchManager;
 
@@ -450,17 +293,20 @@ mod tests {
         let config = from(&[]).unwrap();
         assert_eq!(config.nodes, ["https://localhost:9200/".parse().unwrap()]);
         assert!(config.access.login.is_none());
-        let expected = Limits::default();
-        assert_eq!(format!("{:?}", config.limits), format!("{expected:?}"));
+        let expected = Tuning::default();
+        assert_eq!(format!("{:?}", config.tuning), format!("{expected:?}"));
     }
 
     #[tokio::test]
-    async fn the_largest_counts_that_are_allowed_make_a_manager() {
-        let mut config = from(&[]).unwrap();
-        for (_, value, _, most) in config.limits.counts() {
-            *value = most;
+    async fn the_largest_values_that_are_allowed_make_a_manager() {
+        let mut builder = OpenSearchConfig::builder("https://localhost:9200");
+        for (_, quantity) in builder.tuning.quantities() {
+            match quantity {
+                Quantity::Count(count, allowed) => *count = *allowed.end(),
+                Quantity::Duration(duration) => *duration = Duration::from_secs(24 * 3600),
+            }
         }
-        OpenSearchManager::connect(config).unwrap();
+        OpenSearchManager::connect(builder.build().unwrap()).unwrap();
     }
 
     #[test]
@@ -469,28 +315,53 @@ mod tests {
             ("OPENSEARCH_URL", "http://a:9200, http://b:9200/"),
             ("OPENSEARCH_USERNAME", "app"),
             ("OPENSEARCH_PASSWORD", "hunter2"),
-            ("OPENSEARCH_TIMEOUT", "1.5"),
-            ("OPENSEARCH_DEADLINE", "500ms"),
-            ("OPENSEARCH_MAX_RETRIES", "0"),
-            ("OPENSEARCH_BASE_DELAY", "2"),
-            ("OPENSEARCH_MAX_DELAY", "4s"),
-            ("OPENSEARCH_FAIL_MAX", "7"),
-            ("OPENSEARCH_RESET_TIMEOUT", "1m"),
-            ("OPENSEARCH_SUCCESS_THRESHOLD", "8"),
-            ("OPENSEARCH_HALF_OPEN_MAX_CALLS", "9"),
-            ("OPENSEARCH_BULKHEAD", "10"),
-            ("OPENSEARCH_ACQUIRE_TIMEOUT", "11"),
-            ("OPENSEARCH_HEALTH_TIMEOUT", "12"),
+            ("OPENSEARCH_BULKHEAD", "2"),
+            ("OPENSEARCH_ACQUIRE_TIMEOUT", "3"),
+            ("OPENSEARCH_HEALTH_TIMEOUT", "4s"),
+            ("OPENSEARCH_DEADLINE", "5"),
+            ("OPENSEARCH_TIMEOUT", "6"),
+            ("OPENSEARCH_MAX_RETRIES", "7"),
+            ("OPENSEARCH_BASE_DELAY", "8000ms"),
+            ("OPENSEARCH_MAX_DELAY", "9"),
+            ("OPENSEARCH_FAIL_MAX", "10"),
+            ("OPENSEARCH_RESET_TIMEOUT", "11"),
+            ("OPENSEARCH_SUCCESS_THRESHOLD", "12"),
+            ("OPENSEARCH_HALF_OPEN_MAX_CALLS", "13"),
         ])
         .unwrap();
         assert_eq!(config.nodes.len(), 2);
         let login = config.access.login.as_ref().unwrap();
         assert!(login.is(&Login { username: "app".into(), password: "hunter2".into() }));
-        let mut limits = config.limits;
-        let durations = limits.durations().map(|(_, value)| value.as_millis());
-        assert_eq!(durations, [1500, 500, 2000, 4000, 60_000, 11_000, 12_000]);
-        assert_eq!(limits.counts().map(|(_, value, ..)| *value), [0, 7, 8, 9, 10]);
+        assert_eq!(held(config.tuning), (2..=13).collect::<Vec<_>>());
         assert!(!format!("{config:?}").contains("hunter2"), "{config:?}");
+    }
+
+    #[test]
+    fn every_setter_has_its_effect() {
+        let seconds = Duration::from_secs;
+        let builder = OpenSearchConfig::builder("https://localhost:9200")
+            .bulkhead(2)
+            .acquire_timeout(seconds(3))
+            .health_timeout(seconds(4))
+            .deadline(seconds(5))
+            .timeout(seconds(6))
+            .max_retries(7)
+            .base_delay(seconds(8))
+            .max_delay(seconds(9))
+            .fail_max(10)
+            .reset_timeout(seconds(11))
+            .success_threshold(12)
+            .half_open_max_calls(13);
+        assert_eq!(held(builder.tuning), (2..=13).collect::<Vec<_>>());
+    }
+
+    /// Counts, and durations in seconds, in the order of [`Tuning::quantities`].
+    fn held(mut tuning: Tuning) -> Vec<u64> {
+        let held = |(_, quantity)| match quantity {
+            Quantity::Count(count, _) => u64::from(*count),
+            Quantity::Duration(duration) => duration.as_secs(),
+        };
+        tuning.quantities().map(held).collect()
     }
 
     #[test]
@@ -544,7 +415,7 @@ mod tests {
             let error = OpenSearchConfig::from_file(&file).unwrap_err().to_string();
             std::fs::remove_file(&file).map(|()| error)
         });
-        assert_eq!(config.unwrap().limits.fail_max, 77);
+        assert_eq!(config.unwrap().tuning.resilience.fail_max, 77);
         assert!(broken.unwrap().contains(&*file.to_string_lossy()));
     }
 
@@ -569,10 +440,7 @@ mod tests {
         let clear = refusal(&[("OPENSEARCH_URL", "http://a"), ("OPENSEARCH_CA_FILE", path)]);
         let garbage = refusal(&[("OPENSEARCH_URL", "https://a"), ("OPENSEARCH_CA_FILE", path)]);
         std::fs::remove_file(&file).unwrap();
-        assert!(
-            clear.contains("OPENSEARCH_URL is \"http, with a certificate file set\""),
-            "{clear}"
-        );
+        assert!(clear.contains("allowed: nothing, unless the URL begins with https://"), "{clear}");
         assert!(garbage.contains("a PEM file whose certificates parse"), "{garbage}");
     }
 }

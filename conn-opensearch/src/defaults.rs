@@ -36,7 +36,7 @@ pub const RESET_TIMEOUT: Duration = Duration::from_secs(60);
 /// Probes that must succeed to close the circuit. 1 to 1,000,000; 3.
 pub const SUCCESS_THRESHOLD: u32 = 3;
 
-/// Probes in flight at once while the circuit is half-open. 1 to 1,000,000; 1.
+/// Probes in flight at once while the circuit is half-open. 1 to 1,000; 1.
 pub const HALF_OPEN_MAX_CALLS: u32 = 1;
 
 /// Attempts in flight at once, over all nodes. 1 to 65,536; 64. Sockets are about as many: the client

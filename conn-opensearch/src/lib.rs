@@ -39,6 +39,7 @@ mod response;
 mod sent;
 mod suspicion;
 mod transport;
+mod tuning;
 mod urls;
 
 pub use bulk::{BulkItem, BulkOutcome};

@@ -11,7 +11,8 @@ use futures_util::future::join_all;
 use resilience_core::settings::{ConfigError, Held, Problem};
 use resilience_core::{
     Attempt, Backend, Bulkhead, Call, CallError, CircuitBreaker, Deadline, Drained, Health,
-    HealthCheck, Name, Pipeline, PoolStatus, Replay, RetryPolicy, Standstill, WatchedEndpoints,
+    HealthCheck, InvalidSetting, Name, Pipeline, PoolStatus, Replay, RetryBudget, Standstill,
+    WatchedEndpoints,
 };
 use tokio::runtime::Handle;
 use tokio::time::Instant;
@@ -25,6 +26,7 @@ use crate::nodes::Nodes;
 use crate::response::unless_failed;
 use crate::sent::counted;
 use crate::transport::Unusable;
+use crate::tuning::Tuning;
 
 /// An attempt that had less time than this says nothing about the node when it runs out of it.
 const TOO_SHORT_TO_JUDGE: Duration = Duration::from_millis(10);
@@ -100,29 +102,8 @@ impl OpenSearchManager {
     }
 
     fn new(config: OpenSearchConfig, nodes: Nodes) -> Self {
-        let OpenSearchConfig { name, limits, budget, runtime, nodes: urls, access } = config;
-        let valid = "the configuration was validated";
-        let retry = RetryPolicy::builder()
-            .name(name.clone())
-            .max_retries(limits.max_retries)
-            .base_delay(limits.base_delay)
-            .max_delay(limits.max_delay)
-            .budget(budget);
-        let breaker = CircuitBreaker::builder(name.clone())
-            .fail_max(limits.fail_max)
-            .reset_timeout(limits.reset_timeout)
-            .success_threshold(limits.success_threshold)
-            .half_open_max_calls(limits.half_open_max_calls)
-            .probe_lease(limits.acquire_timeout + limits.timeout);
-        let bulkhead = Bulkhead::new(name.clone(), limits.bulkhead, limits.acquire_timeout);
-        let pipeline = Pipeline::builder(name.clone())
-            .deadline(limits.deadline)
-            .attempt_timeout(limits.timeout)
-            .retry(retry.build().expect(valid))
-            .breaker(breaker.build().expect(valid))
-            .bulkhead(bulkhead.expect(valid))
-            .build()
-            .expect(valid);
+        let OpenSearchConfig { name, tuning, budget, runtime, nodes: urls, access } = config;
+        let pipeline = pipeline(&name, &tuning, budget).expect("the configuration was validated");
         if urls[0].scheme() == "http" && access.login.is_some() {
             tracing::warn!(target: "shared_external::opensearch", %name, "the password is sent in clear text: the URL is http");
         }
@@ -139,7 +120,7 @@ impl OpenSearchManager {
                 in_use,
                 runtime,
                 backend,
-                health_timeout: limits.health_timeout,
+                health_timeout: tuning.health_timeout,
             }),
         }
     }
@@ -469,4 +450,12 @@ fn unusable(unusable: Unusable) -> ConfigError {
     let allowed = "certificates and keys that parse and belong together".to_owned();
     let problem = Problem { name: name.to_owned(), held: Held::Secret, allowed };
     ConfigError::unless_empty(vec![problem]).expect_err("there is a problem")
+}
+
+fn pipeline(name: &Name, tuning: &Tuning, budget: RetryBudget) -> Result<Pipeline, InvalidSetting> {
+    let Tuning { resilience, bulkhead, acquire_timeout, .. } = tuning;
+    resilience
+        .pipeline(name, *acquire_timeout, budget)?
+        .bulkhead(Bulkhead::new(name.clone(), *bulkhead, *acquire_timeout)?)
+        .build()
 }

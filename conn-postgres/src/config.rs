@@ -1,23 +1,20 @@
 //! Settings of a database manager: parsed and validated before anything is connected.
 
 use std::fmt;
-use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use resilience_core::settings::{ConfigError, Held, Pem, PemBlock, Problem, Settings};
+use resilience_core::settings::{ConfigError, Held, Problems, Settings, Tls, TlsFiles, setters};
 use resilience_core::{Address, Name};
 use secrecy::{ExposeSecret, SecretString};
 use sqlx::postgres::PgSslMode;
 use tokio::runtime::Handle;
 
 use crate::defaults;
+use crate::tuning::Tuning;
 use crate::url::{self, Target};
 
 const SECTION: &str = "database";
-const LONGEST: Duration = Duration::from_secs(24 * 3600);
-const CONNECTIONS: u32 = 10_000;
-const TIMES: u32 = 1_000_000;
 
 /// Settings of a [`DatabaseManager`](crate::DatabaseManager), all of them valid.
 ///
@@ -40,26 +37,11 @@ pub struct DatabaseConfig {
     pub(crate) password: Option<SecretString>,
     pub(crate) database: Option<String>,
     pub(crate) ssl_mode: PgSslMode,
-    pub(crate) ca: Option<Pem>,
-    pub(crate) client_identity: Option<(Pem, Pem)>,
+    pub(crate) tls: Tls,
     pub(crate) application_name: Option<String>,
     pub(crate) statement_cache: Option<usize>,
     pub(crate) options: Vec<(String, String)>,
-    pub(crate) pool_size: u32,
-    pub(crate) max_overflow: u32,
-    pub(crate) connect_timeout: Duration,
-    pub(crate) acquire_timeout: Duration,
-    pub(crate) attempt_timeout: Duration,
-    pub(crate) deadline: Duration,
-    pub(crate) max_retries: u32,
-    pub(crate) base_delay: Duration,
-    pub(crate) max_delay: Duration,
-    pub(crate) fail_max: u32,
-    pub(crate) reset_timeout: Duration,
-    pub(crate) success_threshold: u32,
-    pub(crate) half_open_max_calls: u32,
-    pub(crate) idle_timeout: Duration,
-    pub(crate) max_lifetime: Duration,
+    pub(crate) tuning: Tuning,
     pub(crate) runtime: Option<Handle>,
 }
 
@@ -117,18 +99,8 @@ impl fmt::Debug for DatabaseConfig {
             .field("user", &self.user)
             .field("database", &self.database)
             .field("ssl_mode", &self.ssl_mode)
-            .field("ca", &self.ca)
-            .field("pool_size", &self.pool_size)
-            .field("max_overflow", &self.max_overflow)
-            .field("connect_timeout", &self.connect_timeout)
-            .field("acquire_timeout", &self.acquire_timeout)
-            .field("attempt_timeout", &self.attempt_timeout)
-            .field("deadline", &self.deadline)
-            .field("max_retries", &self.max_retries)
-            .field("fail_max", &self.fail_max)
-            .field("reset_timeout", &self.reset_timeout)
-            .field("idle_timeout", &self.idle_timeout)
-            .field("max_lifetime", &self.max_lifetime)
+            .field("tls", &self.tls)
+            .field("tuning", &self.tuning)
             .finish_non_exhaustive()
     }
 }
@@ -139,110 +111,45 @@ impl fmt::Debug for DatabaseConfig {
 pub struct DatabaseConfigBuilder {
     name: Name,
     url: Option<SecretString>,
-    ca_file: Option<PathBuf>,
-    client_cert_file: Option<PathBuf>,
-    client_key_file: Option<PathBuf>,
+    files: TlsFiles,
     application_name: Option<String>,
-    pool_size: u32,
-    max_overflow: u32,
-    connect_timeout: Duration,
-    acquire_timeout: Duration,
-    attempt_timeout: Duration,
-    deadline: Duration,
-    max_retries: u32,
-    base_delay: Duration,
-    max_delay: Duration,
-    fail_max: u32,
-    reset_timeout: Duration,
-    success_threshold: u32,
-    half_open_max_calls: u32,
-    idle_timeout: Duration,
-    max_lifetime: Duration,
+    tuning: Tuning,
     runtime: Option<Handle>,
 }
 
-/// Setters of one type each, and the reading of the same settings from variables of the same names.
-macro_rules! settings {
-    ($($(#[$doc:meta])* $name:ident: $kind:ident $(($range:expr))?),* $(,)?) => {
-        impl DatabaseConfigBuilder {
-            $($(#[$doc])*
-            pub fn $name(self, value: settings!(@type $kind)) -> Self {
-                Self { $name: settings!(@store $kind, value), ..self }
-            })*
-
-            fn read(&mut self, settings: &mut Settings) {
-                $(if let Some(value) = settings!(@read settings, stringify!($name), $kind $(($range))?) {
-                    self.$name = settings!(@store $kind, value);
-                })*
-            }
-
-            fn check(&self, problems: &mut Problems<'_>) {
-                $(settings!(@check problems, self, $name, $kind $(($range))?);)*
-            }
-        }
-    };
-    (@type count) => { u32 };
-    (@type time) => { Duration };
-    (@type path) => { impl Into<PathBuf> };
-    (@type text) => { impl Into<String> };
-    (@store count, $value:ident) => { $value };
-    (@store time, $value:ident) => { $value };
-    (@store path, $value:ident) => { Some($value.into()) };
-    (@store text, $value:ident) => { Some($value.into()) };
-    (@read $settings:ident, $key:expr, count($range:expr)) => { $settings.whole($key, $range) };
-    (@read $settings:ident, $key:expr, time) => { $settings.duration($key) };
-    (@read $settings:ident, $key:expr, path) => { $settings.text($key) };
-    (@read $settings:ident, $key:expr, text) => { $settings.text($key) };
-    (@check $problems:ident, $self:ident, $name:ident, count($range:expr)) => {
-        $problems.count(stringify!($name), $self.$name, $range)
-    };
-    (@check $problems:ident, $self:ident, $name:ident, time) => {
-        $problems.time(stringify!($name), $self.$name)
-    };
-    (@check $problems:ident, $self:ident, $name:ident, $other:ident) => {};
-}
-
-settings! {
+setters! { DatabaseConfigBuilder:
     /// Connections that stay open when idle. 1 to 10,000; default 20.
-    pool_size: count(1..=CONNECTIONS),
+    pool_size: u32 => tuning.pool_size;
     /// Connections beyond the pool size, closed when they come back. 0 to 10,000; default 50.
-    max_overflow: count(0..=CONNECTIONS),
+    max_overflow: u32 => tuning.max_overflow;
     /// Time to open a connection to one host. Above 0, up to a day; default 5 s.
-    connect_timeout: time,
+    connect_timeout: Duration => tuning.connect_timeout;
     /// Time to wait for a place in the pool; opening a connection then has its own time. Above 0, up to a day; default 5 s.
-    acquire_timeout: time,
+    acquire_timeout: Duration => tuning.acquire_timeout;
     /// Time of one attempt, and of one statement outside a closure; a second later the server's
     /// `statement_timeout` ends what is left of it.
     /// Above 0, up to a day; default 30 s.
-    attempt_timeout: time,
+    attempt_timeout: Duration => tuning.resilience.attempt_timeout;
     /// Time of a call whose caller sets none. Above 0, up to a day; default 60 s.
-    deadline: time,
+    deadline: Duration => tuning.resilience.deadline;
     /// Attempts after the first. 0 to 100; default 3.
-    max_retries: count(0..=100),
+    max_retries: u32 => tuning.resilience.max_retries;
     /// The first wait between attempts. Above 0, up to `max_delay`; default 1 s.
-    base_delay: time,
+    base_delay: Duration => tuning.resilience.base_delay;
     /// The longest wait between attempts. Above 0, up to a day; default 60 s.
-    max_delay: time,
+    max_delay: Duration => tuning.resilience.max_delay;
     /// Failures in a row that open the circuit. 1 to 1,000,000; default 3.
-    fail_max: count(1..=TIMES),
+    fail_max: u32 => tuning.resilience.fail_max;
     /// How long the circuit stays open before a probe. Above 0, up to a day; default 30 s.
-    reset_timeout: time,
+    reset_timeout: Duration => tuning.resilience.reset_timeout;
     /// Probes that must succeed to close the circuit. 1 to 1,000,000; default 3.
-    success_threshold: count(1..=TIMES),
+    success_threshold: u32 => tuning.resilience.success_threshold;
     /// Probes in flight at once while half-open. 1 to 1,000; default 1.
-    half_open_max_calls: count(1..=1000),
+    half_open_max_calls: u32 => tuning.resilience.half_open_max_calls;
     /// How long a connection may lie idle. Above 0, up to a day; default 10 min.
-    idle_timeout: time,
+    idle_timeout: Duration => tuning.idle_timeout;
     /// How long a connection may live, ± 10 %. Above 0, up to a day; default 30 min.
-    max_lifetime: time,
-    /// A PEM file with the certificates of the authorities to trust, beside the public ones. Default: none.
-    ca_file: path,
-    /// A PEM file with the client's certificate; needs the key too. Default: none.
-    client_cert_file: path,
-    /// A PEM file with the key of the client's certificate. Default: none.
-    client_key_file: path,
-    /// How the server lists our connections. Default: the name of the running program.
-    application_name: text,
+    max_lifetime: Duration => tuning.max_lifetime;
 }
 
 impl DatabaseConfigBuilder {
@@ -250,25 +157,9 @@ impl DatabaseConfigBuilder {
         Self {
             name: defaults::NAME.into(),
             url: None,
-            ca_file: None,
-            client_cert_file: None,
-            client_key_file: None,
+            files: TlsFiles::default(),
             application_name: None,
-            pool_size: defaults::POOL_SIZE,
-            max_overflow: defaults::MAX_OVERFLOW,
-            connect_timeout: defaults::CONNECT_TIMEOUT,
-            acquire_timeout: defaults::ACQUIRE_TIMEOUT,
-            attempt_timeout: defaults::ATTEMPT_TIMEOUT,
-            deadline: defaults::DEADLINE,
-            max_retries: defaults::MAX_RETRIES,
-            base_delay: defaults::BASE_DELAY,
-            max_delay: defaults::MAX_DELAY,
-            fail_max: defaults::FAIL_MAX,
-            reset_timeout: defaults::RESET_TIMEOUT,
-            success_threshold: defaults::SUCCESS_THRESHOLD,
-            half_open_max_calls: defaults::HALF_OPEN_MAX_CALLS,
-            idle_timeout: defaults::IDLE_TIMEOUT,
-            max_lifetime: defaults::MAX_LIFETIME,
+            tuning: Tuning::default(),
             runtime: None,
         }
     }
@@ -276,6 +167,29 @@ impl DatabaseConfigBuilder {
     /// The name of the manager, of its breaker and of its pool, as logs and metrics show it. Default `database`.
     pub fn name(self, name: impl Into<Name>) -> Self {
         Self { name: name.into(), ..self }
+    }
+
+    /// A PEM file with the certificates of the authorities to trust, beside the public ones. Default: none.
+    pub fn ca_file(mut self, path: impl Into<PathBuf>) -> Self {
+        self.files.ca_file = Some(path.into());
+        self
+    }
+
+    /// A PEM file with the client's certificate; needs the key too. Default: none.
+    pub fn client_cert_file(mut self, path: impl Into<PathBuf>) -> Self {
+        self.files.client_cert_file = Some(path.into());
+        self
+    }
+
+    /// A PEM file with the key of the client's certificate. Default: none.
+    pub fn client_key_file(mut self, path: impl Into<PathBuf>) -> Self {
+        self.files.client_key_file = Some(path.into());
+        self
+    }
+
+    /// How the server lists our connections. Default: the name of the running program.
+    pub fn application_name(self, name: impl Into<String>) -> Self {
+        Self { application_name: Some(name.into()), ..self }
     }
 
     /// The runtime on which connections are opened and background tasks run, so that they outlive the
@@ -290,70 +204,40 @@ impl DatabaseConfigBuilder {
     ///
     /// [`ConfigError`] with all that is wrong, by the setters' names.
     pub fn build(self) -> Result<DatabaseConfig, ConfigError> {
-        self.validate(str::to_owned)
+        self.validate(Problems::by_field())
     }
 
     fn from_settings(mut settings: Settings) -> Result<DatabaseConfig, ConfigError> {
         let mut builder = Self { url: settings.secret("url"), ..Self::empty() };
-        builder.read(&mut settings);
-        let validated = builder.validate(|field| format!("{SECTION}_{field}").to_uppercase());
-        match (settings.finish(), validated) {
-            (Ok(()), validated) => validated,
-            (Err(unreadable), Ok(_)) => Err(unreadable),
-            (Err(unreadable), Err(invalid)) => Err(unreadable.and(invalid)),
-        }
+        builder.files = TlsFiles::from_settings(&mut settings);
+        builder.application_name = settings.text("application_name");
+        settings.read_into(builder.tuning.quantities());
+        builder.validate(settings.into_problems())
     }
 
-    fn validate(self, name: impl Fn(&str) -> String) -> Result<DatabaseConfig, ConfigError> {
-        let mut problems = Problems { name: &name, list: Vec::new() };
-        let target = problems.target(self.url.as_ref());
-        self.check(&mut problems);
-        if self.base_delay > self.max_delay {
-            let allowed = format!("up to max_delay, which is {:?}", self.max_delay);
-            problems.push("base_delay", Held::Text(format!("{:?}", self.base_delay)), allowed);
-        }
-        let ca = problems.pem("ca_file", self.ca_file.or(target.ca_file), PemBlock::Certificate);
-        let cert_file = self.client_cert_file.or(target.client_cert_file);
-        let key_file = self.client_key_file.or(target.client_key_file);
-        for (field, missing, other) in [
-            ("client_cert_file", &cert_file, &key_file),
-            ("client_key_file", &key_file, &cert_file),
-        ] {
-            if missing.is_none() && other.is_some() {
-                let allowed = "a certificate and its key: both files, or neither";
-                problems.push(field, Held::Nothing, allowed.to_owned());
-            }
-        }
-        let cert = problems.pem("client_cert_file", cert_file, PemBlock::Certificate);
-        let key = problems.pem("client_key_file", key_file, PemBlock::PrivateKey);
-        ConfigError::unless_empty(problems.list)?;
+    fn validate(mut self, mut problems: Problems) -> Result<DatabaseConfig, ConfigError> {
+        let target = target(self.url.as_ref(), &mut problems);
+        problems.check(self.tuning.quantities());
+        self.tuning.resilience.check(&mut problems);
+        let files = TlsFiles {
+            ca_file: self.files.ca_file.or(target.ca_file),
+            client_cert_file: self.files.client_cert_file.or(target.client_cert_file),
+            client_key_file: self.files.client_key_file.or(target.client_key_file),
+        };
+        let tls = files.load(&mut problems).unwrap_or_default();
+        problems.finish()?;
         Ok(DatabaseConfig {
             name: self.name,
             hosts: target.hosts,
             user: target.user,
             password: target.password,
             database: target.database,
-            ssl_mode: ssl_mode(target.ssl_mode, ca.is_some()),
-            ca,
-            client_identity: cert.zip(key),
+            ssl_mode: ssl_mode(target.ssl_mode, tls.ca.is_some()),
+            tls,
             application_name: self.application_name.or(target.application_name),
             statement_cache: target.statement_cache,
             options: target.options,
-            pool_size: self.pool_size,
-            max_overflow: self.max_overflow,
-            connect_timeout: self.connect_timeout,
-            acquire_timeout: self.acquire_timeout,
-            attempt_timeout: self.attempt_timeout,
-            deadline: self.deadline,
-            max_retries: self.max_retries,
-            base_delay: self.base_delay,
-            max_delay: self.max_delay,
-            fail_max: self.fail_max,
-            reset_timeout: self.reset_timeout,
-            success_threshold: self.success_threshold,
-            half_open_max_calls: self.half_open_max_calls,
-            idle_timeout: self.idle_timeout,
-            max_lifetime: self.max_lifetime,
+            tuning: self.tuning,
             runtime: self.runtime,
         })
     }
@@ -375,58 +259,23 @@ fn ssl_mode(stated: Option<PgSslMode>, has_ca: bool) -> PgSslMode {
     }
 }
 
-/// What is wrong, by the names under which whoever set it knows it.
-struct Problems<'a> {
-    name: &'a dyn Fn(&str) -> String,
-    list: Vec<Problem>,
-}
-
-impl Problems<'_> {
-    fn push(&mut self, field: &str, held: Held, allowed: String) {
-        self.list.push(Problem { name: (self.name)(field), held, allowed });
-    }
-
-    fn count(&mut self, field: &str, value: u32, allowed: RangeInclusive<u32>) {
-        if !allowed.contains(&value) {
-            let (low, high) = allowed.into_inner();
-            let allowed = format!("a whole number from {low} to {high}");
-            self.push(field, Held::Text(value.to_string()), allowed);
+fn target(url: Option<&SecretString>, problems: &mut Problems) -> Target {
+    let parsed = match url {
+        None => Err(vec![(Held::Nothing, url::FORM.to_owned())]),
+        Some(url) => url::parse(url.expose_secret()),
+    };
+    parsed.unwrap_or_else(|wrong| {
+        for (held, allowed) in wrong {
+            problems.wrong("url", held, allowed);
         }
-    }
-
-    fn time(&mut self, field: &str, value: Duration) {
-        if value.is_zero() || value > LONGEST {
-            let allowed = "above 0 and up to a day".to_owned();
-            self.push(field, Held::Text(format!("{value:?}")), allowed);
-        }
-    }
-
-    fn pem(&mut self, field: &str, path: Option<PathBuf>, block: PemBlock) -> Option<Pem> {
-        match Pem::read(path?, block) {
-            Ok(pem) => Some(pem),
-            Err((held, allowed)) => {
-                self.push(field, held, allowed);
-                None
-            }
-        }
-    }
-
-    fn target(&mut self, url: Option<&SecretString>) -> Target {
-        let parsed = match url {
-            None => Err(vec![(Held::Nothing, url::FORM.to_owned())]),
-            Some(url) => url::parse(url.expose_secret()),
-        };
-        parsed.unwrap_or_else(|wrong| {
-            for (held, allowed) in wrong {
-                self.push("url", held, allowed);
-            }
-            Target::default()
-        })
-    }
+        Target::default()
+    })
 }
 
 #[cfg(test)]
 mod tests {
+    use resilience_core::settings::Quantity;
+
     use super::*;
     use crate::DatabaseManager;
 
@@ -446,7 +295,7 @@ mod tests {
             ("DATABASE_CONNECT_TIMEOUT", "500ms"),
             ("DATABASE_ACQUIRE_TIMEOUT", "2"),
             ("DATABASE_ATTEMPT_TIMEOUT", "3"),
-            ("DATABASE_DEADLINE", "1m"),
+            ("DATABASE_DEADLINE", "2m"),
             ("DATABASE_MAX_RETRIES", "1"),
             ("DATABASE_BASE_DELAY", "0.5"),
             ("DATABASE_MAX_DELAY", "4s"),
@@ -466,7 +315,7 @@ mod tests {
             .connect_timeout(Duration::from_millis(500))
             .acquire_timeout(seconds(2))
             .attempt_timeout(seconds(3))
-            .deadline(seconds(60))
+            .deadline(seconds(120))
             .max_retries(1)
             .base_delay(Duration::from_millis(500))
             .max_delay(seconds(4))
@@ -481,28 +330,22 @@ mod tests {
             .unwrap();
         assert_eq!(format!("{by_env:?}"), format!("{by_builder:?}"));
         assert_eq!(by_env.application_name, by_builder.application_name);
-        assert_eq!(
-            [by_env.success_threshold, by_env.half_open_max_calls],
-            [by_builder.success_threshold, by_builder.half_open_max_calls]
-        );
-        assert_eq!(
-            [by_env.base_delay, by_env.max_delay],
-            [by_builder.base_delay, by_builder.max_delay]
-        );
+        let (mut tuning, mut default) = (by_env.tuning, Tuning::default());
+        for ((key, set), (_, unset)) in tuning.quantities().zip(default.quantities()) {
+            assert_ne!(format!("{set:?}"), format!("{unset:?}"), "{key} was not set");
+        }
     }
 
     #[tokio::test]
     async fn the_largest_values_that_are_allowed_make_a_manager() {
-        let largest = DatabaseConfig::builder(URL)
-            .pool_size(CONNECTIONS)
-            .max_overflow(CONNECTIONS)
-            .max_retries(100)
-            .fail_max(TIMES)
-            .success_threshold(TIMES)
-            .half_open_max_calls(1000)
-            .build()
-            .unwrap();
-        DatabaseManager::connect(largest).unwrap();
+        let mut builder = DatabaseConfig::builder(URL);
+        for (_, quantity) in builder.tuning.quantities() {
+            match quantity {
+                Quantity::Count(count, allowed) => *count = *allowed.end(),
+                Quantity::Duration(duration) => *duration = Duration::from_secs(24 * 3600),
+            }
+        }
+        DatabaseManager::connect(builder.build().unwrap()).unwrap();
     }
 
     #[test]
@@ -553,7 +396,7 @@ mod tests {
             error.to_string(),
             "2 settings are wrong:\
              \n  pool_size is \"0\"; allowed: a whole number from 1 to 10000\
-             \n  deadline is \"0ns\"; allowed: above 0 and up to a day"
+             \n  deadline is \"0ns\"; allowed: above 0, a day at the most"
         );
     }
 
@@ -580,6 +423,6 @@ mod tests {
         let config =
             DatabaseConfigBuilder::from_settings(Settings::from_file_and_env("database", &file));
         std::fs::remove_file(&file).unwrap();
-        assert_eq!(config.unwrap().pool_size, 3);
+        assert_eq!(config.unwrap().tuning.pool_size, 3);
     }
 }

@@ -45,7 +45,7 @@ impl Connector {
             endpoints,
             template: template(config),
             ssl_mode: config.ssl_mode,
-            connect_timeout: config.connect_timeout,
+            connect_timeout: config.tuning.connect_timeout,
             runtime: config.runtime.clone(),
         }
     }
@@ -155,7 +155,10 @@ fn template(config: &DatabaseConfig) -> PgConnectOptions {
         .password(password)
         .ssl_mode(config.ssl_mode)
         .application_name(config.application_name.as_deref().unwrap_or(&program))
-        .options([("statement_timeout", milliseconds(config.attempt_timeout + BACKSTOP_LAG))])
+        .options([(
+            "statement_timeout",
+            milliseconds(config.tuning.resilience.attempt_timeout + BACKSTOP_LAG),
+        )])
         .options(config.options.iter().map(|(name, value)| (name, value)));
     if let Some(user) = &config.user {
         options = options.username(user);
@@ -163,10 +166,10 @@ fn template(config: &DatabaseConfig) -> PgConnectOptions {
     if let Some(database) = config.database.as_ref().or(config.user.as_ref()) {
         options = options.database(database);
     }
-    if let Some(ca) = &config.ca {
+    if let Some(ca) = &config.tls.ca {
         options = options.ssl_root_cert_from_pem(ca.contents().as_bytes().to_vec());
     }
-    if let Some((cert, key)) = &config.client_identity {
+    if let Some((cert, key)) = &config.tls.identity {
         options = options
             .ssl_client_cert_from_pem(cert.contents())
             .ssl_client_key_from_pem(key.contents());

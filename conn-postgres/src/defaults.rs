@@ -32,7 +32,7 @@ pub const FAIL_MAX: u32 = 3;
 pub const RESET_TIMEOUT: Duration = Duration::from_secs(30);
 /// Probes that must succeed to close it. 1 to 1,000,000; default 3.
 pub const SUCCESS_THRESHOLD: u32 = 3;
-/// Probes in flight at once while half-open. 1 to 1,000,000; default 1.
+/// Probes in flight at once while half-open. 1 to 1,000; default 1.
 pub const HALF_OPEN_MAX_CALLS: u32 = 1;
 
 /// How long a connection may lie idle before it is closed. Default 10 min: below the patience of most firewalls and proxies.

@@ -54,6 +54,7 @@ mod pool;
 mod session;
 mod statement;
 mod track;
+mod tuning;
 mod tx;
 mod url;
 

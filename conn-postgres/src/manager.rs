@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use resilience_core::settings::ConfigError;
 use resilience_core::{
-    Attempt, Call, CallError, CircuitBreaker, Deadline, Drained, Name, Pipeline, PoolStatus,
-    RetryBudget, RetryPolicy, WatchedEndpoints,
+    Attempt, Call, CallError, CircuitBreaker, Deadline, Drained, Name, Pipeline, PipelineBuilder,
+    PoolStatus, RetryBudget, WatchedEndpoints,
 };
 use sqlx::migrate::Migrator;
 use tokio::time::timeout_at;
@@ -24,6 +24,7 @@ use crate::error::Error;
 use crate::pool::Pool;
 use crate::session::Session;
 use crate::track::{Report, silence};
+use crate::tuning::Tuning;
 use crate::tx::{Home, Tx};
 
 /// Access to one database: a pool, and the breaker, retries and deadlines in front of it. Cheap to clone.
@@ -86,7 +87,11 @@ impl DatabaseManager {
             let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
         }
         let pool = Pool::new(config, Connector::new(config, endpoints));
-        Self { pool, pipeline: pipeline(config), attempt_timeout: config.attempt_timeout }
+        Self {
+            pool,
+            pipeline: pipeline(config),
+            attempt_timeout: config.tuning.resilience.attempt_timeout,
+        }
     }
 
     /// Runs `f`, which changes nothing, and repeats it where that may help.
@@ -390,27 +395,8 @@ impl fmt::Debug for DatabaseManager {
 }
 
 fn pipeline(config: &DatabaseConfig) -> Pipeline {
-    let valid = "the configuration was validated when it was built";
-    let retry = RetryPolicy::builder()
-        .max_retries(config.max_retries)
-        .base_delay(config.base_delay)
-        .max_delay(config.max_delay)
-        .budget(RetryBudget::default())
-        .build()
-        .expect(valid);
-    let breaker = CircuitBreaker::builder(config.name.clone())
-        .fail_max(config.fail_max)
-        .reset_timeout(config.reset_timeout)
-        .success_threshold(config.success_threshold)
-        .half_open_max_calls(config.half_open_max_calls)
-        .probe_lease(config.acquire_timeout + config.attempt_timeout)
-        .build()
-        .expect(valid);
-    Pipeline::builder(config.name.clone())
-        .deadline(config.deadline)
-        .attempt_timeout(config.attempt_timeout)
-        .retry(retry)
-        .breaker(breaker)
-        .build()
-        .expect(valid)
+    let Tuning { resilience, acquire_timeout, .. } = &config.tuning;
+    let builder = resilience.pipeline(&config.name, *acquire_timeout, RetryBudget::default());
+    // The pool is its limit.
+    builder.and_then(PipelineBuilder::build).expect("the configuration was validated")
 }

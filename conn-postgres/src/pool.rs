@@ -53,16 +53,16 @@ pub(crate) struct Pool {
 
 impl Pool {
     pub(crate) fn new(config: &DatabaseConfig, connector: Connector) -> Arc<Self> {
-        let size = config.pool_size as usize;
-        let limit = size + config.max_overflow as usize;
+        let size = config.tuning.pool_size as usize;
+        let limit = size + config.tuning.max_overflow as usize;
         Arc::new(Self {
             name: config.name.clone(),
             connector,
             size,
             limit,
-            acquire_timeout: config.acquire_timeout,
-            idle_timeout: config.idle_timeout,
-            max_lifetime: config.max_lifetime,
+            acquire_timeout: config.tuning.acquire_timeout,
+            idle_timeout: config.tuning.idle_timeout,
+            max_lifetime: config.tuning.max_lifetime,
             places: Semaphore::new(limit),
             idle: Mutex::new(Vec::new()),
             lent: AtomicUsize::new(0),

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use resilience_core::Name;
-use resilience_core::settings::{ConfigError, Held, Pem, PemBlock, Problem, Settings};
+use resilience_core::settings::{ConfigError, Held, Problems, Settings, TlsFiles, setters};
 use rustls::ClientConfig;
 use secrecy::SecretString;
 use tokio::runtime::Handle;
@@ -14,9 +14,6 @@ use tokio::runtime::Handle;
 use crate::address::RedisUrl;
 use crate::tuning::Tuning;
 use crate::{defaults, tls};
-
-/// The longest duration a setting may hold.
-const LONGEST: Duration = Duration::from_secs(24 * 3600);
 
 /// The settings of a [`RedisManager`](crate::RedisManager): complete and consistent.
 ///
@@ -91,25 +88,15 @@ impl RedisConfig {
     }
 
     fn from_settings(mut settings: Settings) -> Result<Self, ConfigError> {
-        let mut builder = RedisConfigBuilder { variables: true, ..RedisConfigBuilder::new() };
+        let mut builder = RedisConfigBuilder::new();
         if let Some(url) = settings.secret("url") {
             builder.url = url;
         }
-        for (key, value, allowed) in builder.tuning.numbers() {
-            *value = settings.whole(key, allowed).unwrap_or(*value);
-        }
-        for (key, value) in builder.tuning.durations() {
-            *value = settings.duration(key).unwrap_or(*value);
-        }
-        builder.ca_file = settings.text("ca_file").map(PathBuf::from);
-        builder.client_cert_file = settings.text("client_cert_file").map(PathBuf::from);
-        builder.client_key_file = settings.text("client_key_file").map(PathBuf::from);
-        match (settings.finish(), builder.build()) {
-            (Ok(()), result) => result,
-            (Err(unreadable), Ok(_)) => Err(unreadable),
-            (Err(unreadable), Err(invalid)) => Err(unreadable.and(invalid)),
-        }
+        settings.read_into(builder.tuning.quantities());
+        builder.files = TlsFiles::from_settings(&mut settings);
+        builder.validate(settings.into_problems())
     }
+
     /// The same settings, with connections living on `runtime`: see the builder's method of that name.
     #[must_use]
     pub fn runtime(self, runtime: Handle) -> Self {
@@ -131,26 +118,56 @@ impl fmt::Debug for RedisConfig {
 #[derive(Clone, Debug)]
 #[must_use]
 pub struct RedisConfigBuilder {
-    /// Whether problems call the settings by their variables, or by their fields.
-    variables: bool,
     name: Name,
     url: SecretString,
-    ca_file: Option<PathBuf>,
-    client_cert_file: Option<PathBuf>,
-    client_key_file: Option<PathBuf>,
+    files: TlsFiles,
     tuning: Tuning,
     runtime: Option<Handle>,
+}
+
+setters! { RedisConfigBuilder:
+    /// Sockets that may be open at once, the one of the health check included. 1 to 10,000; default 100.
+    max_connections: u32 => tuning.max_connections;
+    /// Time of one attempt, from borrowing a connection to the reply. Above 0; default 5 s.
+    socket_timeout: Duration => tuning.resilience.attempt_timeout;
+    /// Time for opening a connection: name, socket, TLS and login together. Above 0; default 5 s.
+    connect_timeout: Duration => tuning.connect_timeout;
+    /// Longest wait for a connection while all are lent out. Above 0; default 5 s.
+    acquire_timeout: Duration => tuning.acquire_timeout;
+    /// Time of a call with all its attempts, where the caller sets none. Above 0; default 10 s.
+    deadline: Duration => tuning.resilience.deadline;
+    /// Attempts after the first. 0 to 100; default 2.
+    max_retries: u32 => tuning.resilience.max_retries;
+    /// First wait between attempts. Above 0, up to `max_delay`; default 0.5 s.
+    base_delay: Duration => tuning.resilience.base_delay;
+    /// Longest wait between attempts. Above 0; default 5 s.
+    max_delay: Duration => tuning.resilience.max_delay;
+    /// Failures in a row that open the circuit. 1 to 1,000,000; default 5.
+    fail_max: u32 => tuning.resilience.fail_max;
+    /// How long the circuit stays open before a probe. Above 0; default 60 s.
+    reset_timeout: Duration => tuning.resilience.reset_timeout;
+    /// Probes that must succeed to close the circuit. 1 to 1,000,000; default 3.
+    success_threshold: u32 => tuning.resilience.success_threshold;
+    /// Probes in flight at once. 1 to 1,000; default 1.
+    half_open_max_calls: u32 => tuning.resilience.half_open_max_calls;
+    /// Calls in flight at once, those that wait for a connection included. 1 to 1,000,000; default 1,024.
+    bulkhead: u32 => tuning.bulkhead;
+    /// Time of one health check. Above 0; default 5 s.
+    health_timeout: Duration => tuning.health_timeout;
+    /// How long an unused connection stays open. Above 0; default 10 min.
+    idle_timeout: Duration => tuning.idle_timeout;
+    /// How long a connection is used, give or take a tenth. Above 0; default 30 min.
+    max_lifetime: Duration => tuning.max_lifetime;
+    /// How long a connection may lie unused before it is tested when it is next lent. Above 0; default 30 s.
+    test_after: Duration => tuning.test_after;
 }
 
 impl RedisConfigBuilder {
     fn new() -> Self {
         Self {
-            variables: false,
             name: "redis".into(),
             url: defaults::URL.into(),
-            ca_file: None,
-            client_cert_file: None,
-            client_key_file: None,
+            files: TlsFiles::default(),
             tuning: Tuning::default(),
             runtime: None,
         }
@@ -161,122 +178,23 @@ impl RedisConfigBuilder {
         Self { name: name.into(), ..self }
     }
 
-    /// Sockets that may be open at once, the one of the health check included. 1 to 10,000; default 100.
-    pub fn max_connections(mut self, connections: u32) -> Self {
-        self.tuning.max_connections = connections;
-        self
-    }
-
-    /// Time of one attempt, from borrowing a connection to the reply. Above 0; default 5 s.
-    pub fn socket_timeout(mut self, timeout: Duration) -> Self {
-        self.tuning.socket_timeout = timeout;
-        self
-    }
-
-    /// Time for opening a connection: name, socket, TLS and login together. Above 0; default 5 s.
-    pub fn connect_timeout(mut self, timeout: Duration) -> Self {
-        self.tuning.connect_timeout = timeout;
-        self
-    }
-
-    /// Longest wait for a connection while all are lent out. Above 0; default 5 s.
-    pub fn acquire_timeout(mut self, timeout: Duration) -> Self {
-        self.tuning.acquire_timeout = timeout;
-        self
-    }
-
-    /// Time of a call with all its attempts, where the caller sets none. Above 0; default 10 s.
-    pub fn deadline(mut self, deadline: Duration) -> Self {
-        self.tuning.deadline = deadline;
-        self
-    }
-
-    /// Attempts after the first. 0 to 100; default 2.
-    pub fn max_retries(mut self, retries: u32) -> Self {
-        self.tuning.max_retries = retries;
-        self
-    }
-
-    /// First wait between attempts. Above 0, up to `max_delay`; default 0.5 s.
-    pub fn base_delay(mut self, delay: Duration) -> Self {
-        self.tuning.base_delay = delay;
-        self
-    }
-
-    /// Longest wait between attempts. Above 0; default 5 s.
-    pub fn max_delay(mut self, delay: Duration) -> Self {
-        self.tuning.max_delay = delay;
-        self
-    }
-
-    /// Failures in a row that open the circuit. 1 or more; default 5.
-    pub fn fail_max(mut self, failures: u32) -> Self {
-        self.tuning.fail_max = failures;
-        self
-    }
-
-    /// How long the circuit stays open before a probe. Above 0; default 60 s.
-    pub fn reset_timeout(mut self, timeout: Duration) -> Self {
-        self.tuning.reset_timeout = timeout;
-        self
-    }
-
-    /// Probes that must succeed to close the circuit. 1 or more; default 3.
-    pub fn success_threshold(mut self, successes: u32) -> Self {
-        self.tuning.success_threshold = successes;
-        self
-    }
-
-    /// Probes in flight at once. 1 to 1,000; default 1.
-    pub fn half_open_max_calls(mut self, probes: u32) -> Self {
-        self.tuning.half_open_max_calls = probes;
-        self
-    }
-
-    /// Calls in flight at once, those that wait for a connection included. 1 or more; default 1,024.
-    pub fn bulkhead(mut self, calls: u32) -> Self {
-        self.tuning.bulkhead = calls;
-        self
-    }
-
-    /// Time of one health check. Above 0; default 5 s.
-    pub fn health_timeout(mut self, timeout: Duration) -> Self {
-        self.tuning.health_timeout = timeout;
-        self
-    }
-
-    /// How long an unused connection stays open. Above 0; default 10 min.
-    pub fn idle_timeout(mut self, timeout: Duration) -> Self {
-        self.tuning.idle_timeout = timeout;
-        self
-    }
-
-    /// How long a connection is used, give or take a tenth. Above 0; default 30 min.
-    pub fn max_lifetime(mut self, lifetime: Duration) -> Self {
-        self.tuning.max_lifetime = lifetime;
-        self
-    }
-
-    /// How long a connection may lie unused before it is tested when it is next lent. Above 0; default 30 s.
-    pub fn test_after(mut self, idle: Duration) -> Self {
-        self.tuning.test_after = idle;
-        self
-    }
-
     /// The PEM file of the authority that signed the server's certificate, in place of this machine's
     /// store. Default none. Only with `rediss://`.
-    pub fn ca_file(self, path: impl Into<PathBuf>) -> Self {
-        Self { ca_file: Some(path.into()), ..self }
+    pub fn ca_file(mut self, path: impl Into<PathBuf>) -> Self {
+        self.files.ca_file = Some(path.into());
+        self
     }
 
     /// The PEM file of the certificate that we show. Default none. Only with its key and `rediss://`.
-    pub fn client_cert_file(self, path: impl Into<PathBuf>) -> Self {
-        Self { client_cert_file: Some(path.into()), ..self }
+    pub fn client_cert_file(mut self, path: impl Into<PathBuf>) -> Self {
+        self.files.client_cert_file = Some(path.into());
+        self
     }
 
     /// The PEM file of that certificate's key. Default none.
-    pub fn client_key_file(self, path: impl Into<PathBuf>) -> Self {
-        Self { client_key_file: Some(path.into()), ..self }
+    pub fn client_key_file(mut self, path: impl Into<PathBuf>) -> Self {
+        self.files.client_key_file = Some(path.into());
+        self
     }
 
     /// The runtime on which connections live, so that they outlast the one that first used them.
@@ -290,42 +208,20 @@ impl RedisConfigBuilder {
     /// # Errors
     ///
     /// [`ConfigError`] with all that is wrong.
-    pub fn build(mut self) -> Result<RedisConfig, ConfigError> {
-        let mut problems = Vec::new();
-        for (key, value, allowed) in self.tuning.numbers() {
-            if !allowed.contains(value) {
-                let (low, high) = allowed.into_inner();
-                let allowed = format!("a whole number from {low} to {high}");
-                problems.push((key, Held::Text(value.to_string()), allowed));
-            }
-        }
-        for (key, value) in self.tuning.durations() {
-            if value.is_zero() || *value > LONGEST {
-                let held = Held::Text(format!("{value:?}"));
-                problems.push((key, held, "above 0, a day at the most".into()));
-            }
-        }
-        let Tuning { base_delay, max_delay, .. } = self.tuning;
-        if base_delay > max_delay {
-            let held = Held::Text(format!("{base_delay:?}"));
-            problems.push(("base_delay", held, format!("up to max_delay, which is {max_delay:?}")));
-        }
+    pub fn build(self) -> Result<RedisConfig, ConfigError> {
+        self.validate(Problems::by_field())
+    }
+
+    fn validate(mut self, mut problems: Problems) -> Result<RedisConfig, ConfigError> {
+        problems.check(self.tuning.quantities());
+        self.tuning.resilience.check(&mut problems);
         let url = RedisUrl::parse(&self.url)
-            .map_err(|(held, allowed)| problems.push(("url", held, allowed)))
+            .map_err(|(held, allowed)| problems.wrong("url", held, allowed))
             .ok();
         // A URL that is wrong says nothing about TLS: the files are checked on their own then.
         let wanted = url.as_ref().is_none_or(|url| url.tls);
-        let tls = self.tls(wanted, &mut problems).filter(|_| wanted);
-        let name = |key: &str| match self.variables {
-            true => format!("redis_{key}").to_uppercase(),
-            false => key.to_owned(),
-        };
-        let told = problems.into_iter().map(|(key, held, allowed)| Problem {
-            name: name(key),
-            held,
-            allowed,
-        });
-        ConfigError::unless_empty(told.collect())?;
+        let tls = self.tls(wanted, &mut problems);
+        problems.finish()?;
         Ok(RedisConfig {
             name: self.name,
             url: url.expect("no problem was found"),
@@ -335,66 +231,31 @@ impl RedisConfigBuilder {
         })
     }
 
-    fn tls(&self, wanted: bool, problems: &mut Vec<Fault>) -> Option<Arc<ClientConfig>> {
-        let before = problems.len();
-        let mut read = |key, file: &Option<PathBuf>, block| {
-            let path = file.as_ref()?;
-            if !wanted {
-                let held = Held::Text(path.display().to_string());
-                problems.push((key, held, "nothing, unless the URL begins with rediss://".into()));
-            }
-            match Pem::read(path, block) {
-                Ok(pem) => Some(pem),
-                Err((held, allowed)) => {
-                    problems.push((key, held, allowed));
-                    None
-                }
-            }
-        };
-        let ca = read("ca_file", &self.ca_file, PemBlock::Certificate);
-        let certificate = read("client_cert_file", &self.client_cert_file, PemBlock::Certificate);
-        let key = read("client_key_file", &self.client_key_file, PemBlock::PrivateKey);
-        match (&self.client_cert_file, &self.client_key_file) {
-            (Some(_), None) => {
-                problems.push((
-                    "client_key_file",
-                    Held::Nothing,
-                    "the key of the certificate in client_cert_file".into(),
-                ));
-            }
-            (None, Some(_)) => {
-                problems.push((
-                    "client_cert_file",
-                    Held::Nothing,
-                    "the certificate of the key in client_key_file".into(),
-                ));
-            }
-            _ => {}
+    fn tls(&self, wanted: bool, problems: &mut Problems) -> Option<Arc<ClientConfig>> {
+        if !wanted {
+            self.files.refuse_unless("rediss://", problems);
         }
-        if problems.len() > before || !wanted {
-            return None;
-        }
-        match tls::client_config(ca.as_ref(), certificate.as_ref().zip(key.as_ref())) {
+        let tls = self.files.load(problems).filter(|_| wanted)?;
+        match tls::client_config(&tls) {
             Ok(config) => Some(config),
             Err((key, allowed)) => {
                 let file = match key {
-                    "ca_file" => &self.ca_file,
-                    "client_cert_file" => &self.client_cert_file,
-                    _ => &self.client_key_file,
+                    "ca_file" => &self.files.ca_file,
+                    "client_cert_file" => &self.files.client_cert_file,
+                    _ => &self.files.client_key_file,
                 };
                 let held = file.as_ref().map(|path| Held::Text(path.display().to_string()));
-                problems.push((key, held.unwrap_or(Held::Nothing), allowed.into()));
+                problems.wrong(key, held.unwrap_or(Held::Nothing), allowed);
                 None
             }
         }
     }
 }
 
-/// A setting that is wrong: its key, what it holds, what is allowed.
-type Fault = (&'static str, Held, String);
-
 #[cfg(test)]
 mod tests {
+    use resilience_core::settings::Quantity;
+
     use super::*;
     use crate::RedisManager;
 
@@ -418,25 +279,57 @@ mod tests {
     fn every_number_and_duration_can_be_set_by_variable() {
         let mut expected = Tuning::default();
         let mut pairs = Vec::new();
-        for (index, (key, value, _)) in expected.numbers().into_iter().enumerate() {
-            *value = 2 + u32::try_from(index).unwrap();
-            pairs.push((format!("redis_{key}").to_uppercase(), value.to_string()));
-        }
-        for (index, (key, value)) in expected.durations().into_iter().enumerate() {
-            *value = Duration::from_millis(1500 + u64::try_from(index).unwrap());
-            pairs.push((format!("redis_{key}").to_uppercase(), value.as_secs_f64().to_string()));
+        for (index, (key, quantity)) in (2_u32..).zip(expected.quantities()) {
+            match quantity {
+                Quantity::Count(count, _) => *count = index,
+                Quantity::Duration(duration) => *duration = index * Duration::from_secs(1),
+            }
+            pairs.push((format!("redis_{key}").to_uppercase(), index.to_string()));
         }
         let config = RedisConfig::from_settings(Settings::from_pairs("redis", pairs)).unwrap();
         assert_eq!(format!("{:?}", config.tuning), format!("{expected:?}"));
     }
 
-    #[tokio::test]
-    async fn the_largest_numbers_that_are_allowed_make_a_manager() {
-        let mut config = from(&[]).unwrap();
-        for (_, value, allowed) in config.tuning.numbers() {
-            *value = *allowed.end();
+    #[test]
+    fn every_setter_sets_what_its_variable_does() {
+        let seconds = Duration::from_secs;
+        let mut built = RedisConfig::builder("redis://localhost")
+            .max_connections(2)
+            .connect_timeout(seconds(3))
+            .acquire_timeout(seconds(4))
+            .bulkhead(5)
+            .health_timeout(seconds(6))
+            .idle_timeout(seconds(7))
+            .max_lifetime(seconds(8))
+            .test_after(seconds(9))
+            .deadline(seconds(10))
+            .socket_timeout(seconds(11))
+            .max_retries(12)
+            .base_delay(seconds(13))
+            .max_delay(seconds(14))
+            .fail_max(15)
+            .reset_timeout(seconds(16))
+            .success_threshold(17)
+            .half_open_max_calls(18);
+        for (index, (key, quantity)) in (2_u32..).zip(built.tuning.quantities()) {
+            let held = match quantity {
+                Quantity::Count(count, _) => u64::from(*count),
+                Quantity::Duration(duration) => duration.as_secs(),
+            };
+            assert_eq!(held, u64::from(index), "{key}");
         }
-        RedisManager::connect(config).unwrap();
+    }
+
+    #[tokio::test]
+    async fn the_largest_values_that_are_allowed_make_a_manager() {
+        let mut builder = RedisConfig::builder("redis://localhost");
+        for (_, quantity) in builder.tuning.quantities() {
+            match quantity {
+                Quantity::Count(count, allowed) => *count = *allowed.end(),
+                Quantity::Duration(duration) => *duration = Duration::from_secs(24 * 3600),
+            }
+        }
+        RedisManager::connect(builder.build().unwrap()).unwrap();
     }
 
     #[test]
@@ -487,8 +380,9 @@ mod tests {
         std::fs::write(&file, "redis:\n  max_connections: 7\n  socket_timeout: 250ms\n").unwrap();
         let config = RedisConfig::from_file(&file);
         std::fs::remove_file(&file).unwrap();
-        let Tuning { max_connections, socket_timeout, .. } = config.unwrap().tuning;
-        assert_eq!((max_connections, socket_timeout), (7, Duration::from_millis(250)));
+        let Tuning { max_connections, resilience, .. } = config.unwrap().tuning;
+        let expected = (7, Duration::from_millis(250));
+        assert_eq!((max_connections, resilience.attempt_timeout), expected);
     }
 
     #[test]

@@ -41,7 +41,7 @@ pub const RESET_TIMEOUT: Duration = Duration::from_secs(60);
 /// Probes that must succeed to close the circuit. 1 or more.
 pub const SUCCESS_THRESHOLD: u32 = 3;
 
-/// Probes in flight at once. 1 or more.
+/// Probes in flight at once. 1 to 1,000.
 pub const HALF_OPEN_MAX_CALLS: u32 = 1;
 
 /// Calls in flight at once, those that wait for a connection included. 1 or more.

@@ -9,7 +9,7 @@ use deadpool_redis::redis::Value;
 use resilience_core::settings::{ConfigError, Held, Problem};
 use resilience_core::{
     Attempt, Backend, Bulkhead, Call, CallError, CircuitBreaker, Classify, Deadline, Drained,
-    Health, HealthCheck, Name, Pipeline, PoolStatus, RetryBudget, RetryPolicy, Verdict,
+    Health, HealthCheck, InvalidSetting, Name, Pipeline, PoolStatus, RetryBudget, Verdict,
     WatchedEndpoints,
 };
 use tokio::time::timeout_at;
@@ -60,9 +60,9 @@ impl RedisManager {
     ///
     /// # Errors
     ///
-    /// [`ConfigError`] if the settings do not go together.
+    /// None at present: a [`RedisConfig`] was validated when it was built.
     pub fn connect(config: RedisConfig) -> Result<Self, ConfigError> {
-        Self::new(config, None)
+        Ok(Self::new(config, None))
     }
 
     /// A manager for whichever of `endpoints` comes first, now and later: host and port of the URL are
@@ -84,18 +84,13 @@ impl RedisManager {
             let allowed = "redis:// or rediss://, for endpoints have hosts and ports".to_owned();
             ConfigError::unless_empty(vec![Problem { name: "url".to_owned(), held, allowed }])?;
         }
-        Self::new(config, Some(endpoints))
+        Ok(Self::new(config, Some(endpoints)))
     }
 
-    fn new(config: RedisConfig, endpoints: Option<WatchedEndpoints>) -> Result<Self, ConfigError> {
+    fn new(config: RedisConfig, endpoints: Option<WatchedEndpoints>) -> Self {
         let (name, tuning, database) =
             (config.name.clone(), config.tuning, config.url.login.database);
-        let pipeline = pipeline(&name, &tuning).map_err(|error| {
-            let held = Held::Text(error.value.clone());
-            let problem =
-                Problem { name: error.field.to_owned(), held, allowed: error.allowed.to_owned() };
-            ConfigError::unless_empty(vec![problem]).expect_err("there is one")
-        })?;
+        let pipeline = pipeline(&name, &tuning).expect("the configuration was validated");
         let sockets = tuning.max_connections as usize;
         // One socket is the health check's, if there is more than one.
         let size = sockets.saturating_sub(1).max(1);
@@ -103,7 +98,7 @@ impl RedisManager {
         let backend = config.url.target.backend();
         let pools = Pools::new(config, size, endpoints);
         let shared = Shared { name, tuning, database, backend, pipeline, pools, lane };
-        Ok(Self { shared: Arc::new(shared) })
+        Self { shared: Arc::new(shared) }
     }
 
     /// Its name, which is also its breaker's.
@@ -380,27 +375,11 @@ impl<E: From<CallError<Error>>> From<CallError<Failure>> for Alternative<E> {
     }
 }
 
-fn pipeline(name: &Name, tuning: &Tuning) -> Result<Pipeline, resilience_core::InvalidSetting> {
-    let retry = RetryPolicy::builder()
-        .name(name.clone())
-        .max_retries(tuning.max_retries)
-        .base_delay(tuning.base_delay)
-        .max_delay(tuning.max_delay)
-        .budget(RetryBudget::default())
-        .build()?;
-    let breaker = CircuitBreaker::builder(name.clone())
-        .fail_max(tuning.fail_max)
-        .reset_timeout(tuning.reset_timeout)
-        .success_threshold(tuning.success_threshold)
-        .half_open_max_calls(tuning.half_open_max_calls)
-        .probe_lease(tuning.acquire_timeout + tuning.socket_timeout)
-        .build()?;
-    Pipeline::builder(name.clone())
-        .deadline(tuning.deadline)
-        .retry(retry)
-        .breaker(breaker)
-        .bulkhead(Bulkhead::new(name.clone(), tuning.bulkhead, tuning.acquire_timeout)?)
-        .attempt_timeout(tuning.socket_timeout)
+fn pipeline(name: &Name, tuning: &Tuning) -> Result<Pipeline, InvalidSetting> {
+    let Tuning { resilience, bulkhead, acquire_timeout, .. } = tuning;
+    resilience
+        .pipeline(name, *acquire_timeout, RetryBudget::default())?
+        .bulkhead(Bulkhead::new(name.clone(), *bulkhead, *acquire_timeout)?)
         .build()
 }
 
@@ -417,8 +396,8 @@ mod tests {
         assert_eq!(&**watched.breaker().unwrap().name(), "cache");
         assert_eq!(watched.pool_status().unwrap().max, 7);
         let settings = redis.breaker().settings();
-        let Tuning { acquire_timeout, socket_timeout, .. } = Tuning::default();
-        assert_eq!(settings.probe_lease, acquire_timeout + socket_timeout);
+        let Tuning { acquire_timeout, resilience, .. } = Tuning::default();
+        assert_eq!(settings.probe_lease, acquire_timeout + resilience.attempt_timeout);
         assert!(!format!("{redis:?}").contains("hunter2"));
     }
 

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use resilience_core::settings::Pem;
+use resilience_core::settings::{Pem, Tls};
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -11,20 +11,17 @@ use rustls::{ClientConfig, RootCertStore};
 /// Which setting is at fault, and what is allowed.
 pub(crate) type Fault = (&'static str, &'static str);
 
-/// The client side of TLS: trusts `ca`, or this machine's own store where there is none, and shows
-/// the certificate and key of `identity`.
-pub(crate) fn client_config(
-    ca: Option<&Pem>,
-    identity: Option<(&Pem, &Pem)>,
-) -> Result<Arc<ClientConfig>, Fault> {
+/// The client side of TLS: trusts the authorities given, or this machine's own store where there are
+/// none, and shows the client's certificate.
+pub(crate) fn client_config(tls: &Tls) -> Result<Arc<ClientConfig>, Fault> {
     let builder = ClientConfig::builder_with_provider(provider())
         .with_safe_default_protocol_versions()
         .expect("the provider has the cipher suites of TLS 1.2 and 1.3")
-        .with_root_certificates(match ca {
+        .with_root_certificates(match &tls.ca {
             Some(pem) => given(pem)?,
             None => native()?,
         });
-    let config = match identity {
+    let config = match &tls.identity {
         None => builder.with_no_client_auth(),
         Some((certificate, key)) => {
             let chain = certificates(certificate)

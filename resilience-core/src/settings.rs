@@ -5,17 +5,28 @@
 //! a TOML, YAML or JSON file `pool_size` in the table `database`. The environment wins. An empty
 //! variable counts as not set.
 
+mod pem;
+mod problems;
+mod quantity;
+mod resilience;
+mod text;
+
 use std::collections::HashMap;
-use std::fmt;
 use std::ops::RangeInclusive;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use config::{Config, Environment, File};
-use secrecy::{ExposeSecret, SecretString};
+use secrecy::SecretString;
 
-/// The longest duration a setting may hold: a day.
-const LONGEST: Duration = Duration::from_secs(24 * 3600);
+pub use crate::setters;
+pub use pem::{Pem, PemBlock, Tls, TlsFiles};
+pub use problems::{ConfigError, Held, Problem, Problems};
+pub use quantity::Quantity;
+pub use resilience::Resilience;
+pub use text::{parse_duration, redact_url};
+
+use quantity::{LONGEST, whole_number};
 
 /// The settings of one section, and what was found wrong with them so far.
 ///
@@ -31,9 +42,8 @@ const LONGEST: Duration = Duration::from_secs(24 * 3600);
 /// ```
 #[derive(Debug)]
 pub struct Settings {
-    section: &'static str,
     values: Config,
-    problems: Vec<Problem>,
+    problems: Problems,
 }
 
 impl Settings {
@@ -64,7 +74,7 @@ impl Settings {
         file: Option<&Path>,
         pairs: Option<HashMap<String, String>>,
     ) -> Self {
-        let mut problems = Vec::new();
+        let mut problems = Problems::by_variable(section);
         let mut builder = Config::builder();
         match file.map(|path| (path, file_table(section, path))) {
             None => {}
@@ -90,7 +100,7 @@ impl Settings {
                 Config::default()
             }
         };
-        Self { section, values, problems }
+        Self { values, problems }
     }
 
     /// The text of a setting.
@@ -135,8 +145,7 @@ impl Settings {
         let text = self.text(key)?;
         let number = text.trim().parse().ok().filter(|number| allowed.contains(number));
         if number.is_none() {
-            let (low, high) = allowed.into_inner();
-            self.wrong(key, Held::Text(text), format!("a whole number from {low} to {high}"));
+            self.wrong(key, Held::Text(text), whole_number(&allowed));
         }
         number
     }
@@ -153,33 +162,32 @@ impl Settings {
         duration
     }
 
-    /// The path and contents of a PEM file that holds a `block` (such as `CERTIFICATE`).
-    pub fn pem(&mut self, key: &str, block: PemBlock) -> Option<Pem> {
-        let text = self.text(key)?;
-        match Pem::read(&text, block) {
-            Ok(pem) => Some(pem),
-            Err((held, allowed)) => {
-                self.wrong(key, held, allowed);
-                None
+    /// Each of `quantities` that is set, by its key; the others stay as they are.
+    pub fn read_into<'a>(
+        &mut self,
+        quantities: impl IntoIterator<Item = (&'static str, Quantity<'a>)>,
+    ) {
+        for (key, quantity) in quantities {
+            match quantity {
+                Quantity::Count(count, allowed) => {
+                    *count = self.whole(key, allowed).unwrap_or(*count);
+                }
+                Quantity::Duration(duration) => {
+                    *duration = self.duration(key).unwrap_or(*duration);
+                }
             }
         }
     }
 
-    /// Notes that a setting must be there and is not.
-    pub fn missing(&mut self, key: &str, allowed: impl Into<String>) {
-        self.wrong(key, Held::Nothing, allowed);
-    }
-
     /// Notes that a setting is wrong, what it holds and what is allowed.
     pub fn wrong(&mut self, key: &str, held: Held, allowed: impl Into<String>) {
-        let name = self.variable(key);
-        self.problems.push(Problem { name, held, allowed: allowed.into() });
+        self.problems.wrong(key, held, allowed);
     }
 
-    /// The variable that holds a setting.
+    /// What was wrong so far, for the checks that follow: they name variables too.
     #[must_use]
-    pub fn variable(&self, key: &str) -> String {
-        format!("{}_{}", self.section, key).to_uppercase()
+    pub fn into_problems(self) -> Problems {
+        self.problems
     }
 
     /// Nothing, if nothing is wrong.
@@ -188,7 +196,7 @@ impl Settings {
     ///
     /// [`ConfigError`] with all that is wrong.
     pub fn finish(self) -> Result<(), ConfigError> {
-        ConfigError::unless_empty(self.problems)
+        self.problems.finish()
     }
 }
 
@@ -217,195 +225,6 @@ fn unreadable(path: &Path) -> String {
     }
 }
 
-/// Parses seconds (`30`, `0.5`) or a number with a unit (`500ms`, `2s`, `1m`, `1h`).
-#[must_use]
-pub fn parse_duration(text: &str) -> Option<Duration> {
-    let text = text.trim();
-    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-    let unit = match &text[digits.len()..] {
-        "ms" => 0.001,
-        "" | "s" => 1.0,
-        "m" => 60.0,
-        "h" => 3600.0,
-        _ => return None,
-    };
-    let plain = digits.trim_end();
-    let number = plain
-        .chars()
-        .all(|c| c.is_ascii_digit() || c == '.')
-        .then(|| plain.parse::<f64>().ok())??;
-    Duration::try_from_secs_f64(number * unit).ok()
-}
-
-/// Hides the user and password of a URL: `redis://***@host:6379/0`. Text that is no URL is hidden whole,
-/// and so is a host whose port is no number: that may be a password whose host was left out.
-#[must_use]
-pub fn redact_url(url: &str) -> String {
-    let is_scheme =
-        |text: &str| text.chars().all(|c| c.is_ascii_alphanumeric() || "+-.".contains(c));
-    let Some((scheme, rest)) = url.split_once("://").filter(|(scheme, _)| is_scheme(scheme)) else {
-        return "***".to_owned();
-    };
-    let (authority, tail) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));
-    if tail.contains('@') {
-        // A password with a bare '/', '?' or '#' ends the authority too early.
-        return format!("{scheme}://***");
-    }
-    let tail = tail.split(['?', '#']).next().unwrap_or_default();
-    match authority.rsplit_once('@') {
-        Some((_, host)) => format!("{scheme}://***@{host}{tail}"),
-        None if authority.split(',').all(is_host) => format!("{scheme}://{authority}{tail}"),
-        None => format!("{scheme}://***"),
-    }
-}
-
-/// Whether `text` looks like a host, with a port or without.
-fn is_host(text: &str) -> bool {
-    text.ends_with(']')
-        || text.rsplit_once(':').is_none_or(|(_, port)| port.bytes().all(|b| b.is_ascii_digit()))
-}
-
-/// What a PEM file must hold.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum PemBlock {
-    /// One or more certificates.
-    Certificate,
-    /// A private key of any kind.
-    PrivateKey,
-}
-
-/// A PEM file that was read. Its contents may be a key: they are not shown.
-#[derive(Clone)]
-pub struct Pem {
-    path: PathBuf,
-    contents: SecretString,
-}
-
-impl Pem {
-    /// Reads the file at `path`, which must hold a `block`.
-    ///
-    /// # Errors
-    ///
-    /// What the setting holds, and what is allowed.
-    pub fn read(path: impl Into<PathBuf>, block: PemBlock) -> Result<Self, (Held, String)> {
-        let path = path.into();
-        if path.to_string_lossy().contains("-----BEGIN") {
-            return Err((Held::Secret, "the path of a PEM file, not what it holds".to_owned()));
-        }
-        let shown = path.display();
-        let contents = std::fs::read_to_string(&path).map_err(|error| {
-            (
-                Held::Text(format!("{shown}, which cannot be read ({})", error.kind())),
-                "a readable PEM file".to_owned(),
-            )
-        })?;
-        let (there, wanted) = match block {
-            PemBlock::Certificate => {
-                (contents.contains("-----BEGIN CERTIFICATE-----"), "BEGIN CERTIFICATE")
-            }
-            PemBlock::PrivateKey => (contents.contains("PRIVATE KEY-----"), "BEGIN PRIVATE KEY"),
-        };
-        match there {
-            true => Ok(Self { path, contents: contents.into() }),
-            false => Err((
-                Held::Text(format!("{shown}, which is not such a file")),
-                format!("a PEM file with a block \"{wanted}\""),
-            )),
-        }
-    }
-
-    /// Where it was read from.
-    #[must_use]
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-
-    /// The text of the file.
-    #[must_use]
-    pub fn contents(&self) -> &str {
-        self.contents.expose_secret()
-    }
-}
-
-impl fmt::Debug for Pem {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Pem").field(&self.path).finish()
-    }
-}
-
-/// All that is wrong with a connector's settings, a line each.
-#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
-#[error("{} wrong:{}", count(.problems.len()), list(.problems))]
-pub struct ConfigError {
-    problems: Vec<Problem>,
-}
-
-impl ConfigError {
-    /// Nothing, if there are no problems.
-    ///
-    /// # Errors
-    ///
-    /// All the problems.
-    pub fn unless_empty(problems: Vec<Problem>) -> Result<(), Self> {
-        if problems.is_empty() { Ok(()) } else { Err(Self { problems }) }
-    }
-
-    /// The problems, in the order they were found; 1 or more.
-    #[must_use]
-    pub fn problems(&self) -> &[Problem] {
-        &self.problems
-    }
-
-    /// The problems of several sections as one.
-    #[must_use]
-    pub fn and(mut self, other: Self) -> Self {
-        self.problems.extend(other.problems);
-        self
-    }
-}
-
-/// One setting that is wrong.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub struct Problem {
-    /// The variable or field.
-    pub name: String,
-    /// What it holds.
-    pub held: Held,
-    /// What it may hold.
-    pub allowed: String,
-}
-
-/// What a wrong setting holds, as far as it may be shown.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub enum Held {
-    /// Nothing.
-    Nothing,
-    /// This text, which is no secret.
-    Text(String),
-    /// Something that may be a secret.
-    Secret,
-}
-
-impl fmt::Display for Problem {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { name, held, allowed } = self;
-        match held {
-            Held::Nothing => write!(f, "{name} is not set; allowed: {allowed}"),
-            Held::Text(text) => write!(f, "{name} is {text:?}; allowed: {allowed}"),
-            Held::Secret => write!(f, "{name} holds a value that is not shown; allowed: {allowed}"),
-        }
-    }
-}
-
-fn count(problems: usize) -> String {
-    if problems == 1 { "1 setting is".to_owned() } else { format!("{problems} settings are") }
-}
-
-fn list(problems: &[Problem]) -> String {
-    let lines: Vec<_> = problems.iter().map(|problem| format!("\n  {problem}")).collect();
-    lines.concat()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -417,9 +236,11 @@ mod tests {
             [("DATABASE_POOL_SIZE", "-3"), ("DATABASE_CA_FILE", "/none.pem")],
         );
         assert_eq!(settings.whole("pool_size", 1..=1000), None);
-        assert!(settings.pem("ca_file", PemBlock::Certificate).is_none());
-        settings.missing("url", "postgresql://user:password@host:5432/database");
-        let text = settings.finish().unwrap_err().to_string();
+        let files = TlsFiles::from_settings(&mut settings);
+        let mut problems = settings.into_problems();
+        assert!(files.load(&mut problems).is_none());
+        problems.wrong("url", Held::Nothing, "postgresql://user:password@host:5432/database");
+        let text = problems.finish().unwrap_err().to_string();
         assert_eq!(
             text,
             "3 settings are wrong:\
@@ -427,36 +248,6 @@ mod tests {
              \n  DATABASE_CA_FILE is \"/none.pem, which cannot be read (entity not found)\"; allowed: a readable PEM file\
              \n  DATABASE_URL is not set; allowed: postgresql://user:password@host:5432/database"
         );
-    }
-
-    #[test]
-    fn durations_are_seconds_as_in_python_or_have_a_unit() {
-        for (text, millis) in [
-            ("30", 30_000),
-            ("0.5", 500),
-            (" 2s ", 2000),
-            ("500ms", 500),
-            ("1m", 60_000),
-            ("1.5 m", 90_000),
-            ("1h", 3_600_000),
-        ] {
-            assert_eq!(parse_duration(text), Some(Duration::from_millis(millis)), "{text:?}");
-        }
-        for text in [
-            "",
-            "-1",
-            "+1",
-            "1d",
-            "ms",
-            "1e9",
-            "inf",
-            "NaN",
-            "1 2",
-            "0x10",
-            "99999999999999999999999999",
-        ] {
-            assert_eq!(parse_duration(text), None, "{text:?}");
-        }
     }
 
     #[test]
@@ -487,49 +278,9 @@ mod tests {
     }
 
     #[test]
-    fn a_url_keeps_its_host_and_loses_its_password() {
-        assert_eq!(redact_url("redis://user:p@ss@host:6379/0?x=secret"), "redis://***@host:6379/0");
-        assert_eq!(redact_url("https://host:9200"), "https://host:9200");
-        for url in
-            ["redis://user:pa/ss@host", "redis://user:pa#ss@host/0", "redis://user:p@a?s@host"]
-        {
-            assert_eq!(redact_url(url), "redis://***", "{url}");
-        }
-        assert_eq!(redact_url("hunter2"), "***");
-    }
-
-    #[test]
     fn an_empty_variable_counts_as_not_set() {
         let mut settings = Settings::from_pairs("redis", [("REDIS_URL", "")]);
         assert_eq!(settings.text("url"), None);
-    }
-
-    #[test]
-    fn a_key_put_where_its_path_belongs_is_not_shown() {
-        for key in ["-----BEGIN PRIVATE KEY-----\nhunter2\n", "-----BEGIN PRIVATE KEY----- hunter2"]
-        {
-            let pairs = [("REDIS_CLIENT_KEY_FILE", key)];
-            let mut settings = Settings::from_pairs("redis", pairs);
-            assert!(settings.pem("client_key_file", PemBlock::PrivateKey).is_none());
-            let text = settings.finish().unwrap_err().to_string();
-            assert!(!text.contains("hunter2") && text.contains("REDIS_CLIENT_KEY_FILE"), "{text}");
-        }
-    }
-
-    #[test]
-    fn a_password_in_a_malformed_url_is_not_shown() {
-        for url in [
-            "user:hunter2@host://db",
-            "redis://:hunter2",
-            "redis://user:hunter2/0",
-            "postgres://a:1,user:hunter2/db",
-        ] {
-            let shown = redact_url(url);
-            assert!(!shown.contains("hunter2"), "{shown}");
-        }
-        for url in ["redis://[::1]:6379/0", "redis://[::1]", "postgres://a:1,b:2/db", "k8s://a.b"] {
-            assert_eq!(redact_url(url), url);
-        }
     }
 
     #[test]
