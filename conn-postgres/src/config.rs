@@ -3,10 +3,11 @@
 use std::fmt;
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use resilience_core::settings::{ConfigError, Held, Pem, PemBlock, Problem, Settings};
-use resilience_core::{Address, Name};
+use resilience_core::{Address, CredentialProvider, Credentials, Name, TlsFiles};
 use secrecy::{ExposeSecret, SecretString};
 use sqlx::postgres::PgSslMode;
 use tokio::runtime::Handle;
@@ -37,11 +38,10 @@ pub struct DatabaseConfig {
     pub(crate) name: Name,
     pub(crate) hosts: Vec<Address>,
     pub(crate) user: Option<String>,
-    pub(crate) password: Option<SecretString>,
+    pub(crate) credentials: Arc<dyn CredentialProvider>,
     pub(crate) database: Option<String>,
     pub(crate) ssl_mode: PgSslMode,
-    pub(crate) ca: Option<Pem>,
-    pub(crate) client_identity: Option<(Pem, Pem)>,
+    pub(crate) tls: TlsFiles,
     pub(crate) application_name: Option<String>,
     pub(crate) statement_cache: Option<usize>,
     pub(crate) options: Vec<(String, String)>,
@@ -106,6 +106,11 @@ impl DatabaseConfig {
     pub fn runtime(self, runtime: Handle) -> Self {
         Self { runtime: Some(runtime), ..self }
     }
+    /// The same settings, with credentials from `provider`: see the builder's method of that name.
+    #[must_use]
+    pub fn credentials(self, provider: impl CredentialProvider + 'static) -> Self {
+        Self { credentials: Arc::new(provider), ..self }
+    }
 }
 
 /// No password, and no key.
@@ -117,7 +122,7 @@ impl fmt::Debug for DatabaseConfig {
             .field("user", &self.user)
             .field("database", &self.database)
             .field("ssl_mode", &self.ssl_mode)
-            .field("ca", &self.ca)
+            .field("ca", &self.tls.ca)
             .field("pool_size", &self.pool_size)
             .field("max_overflow", &self.max_overflow)
             .field("connect_timeout", &self.connect_timeout)
@@ -158,6 +163,7 @@ pub struct DatabaseConfigBuilder {
     half_open_max_calls: u32,
     idle_timeout: Duration,
     max_lifetime: Duration,
+    credentials: Option<Arc<dyn CredentialProvider>>,
     runtime: Option<Handle>,
 }
 
@@ -235,11 +241,12 @@ settings! {
     idle_timeout: time,
     /// How long a connection may live, ± 10 %. Above 0, up to a day; default 30 min.
     max_lifetime: time,
-    /// A PEM file with the certificates of the authorities to trust, beside the public ones. Default: none.
+    /// A PEM file with the certificates of the authorities to trust, beside the public ones; read again when
+    /// it changes. Default: none.
     ca_file: path,
-    /// A PEM file with the client's certificate; needs the key too. Default: none.
+    /// A PEM file with the client's certificate; needs the key too. Read again when it changes. Default: none.
     client_cert_file: path,
-    /// A PEM file with the key of the client's certificate. Default: none.
+    /// A PEM file with the key of the client's certificate; read again when it changes. Default: none.
     client_key_file: path,
     /// How the server lists our connections. Default: the name of the running program.
     application_name: text,
@@ -269,6 +276,7 @@ impl DatabaseConfigBuilder {
             half_open_max_calls: defaults::HALF_OPEN_MAX_CALLS,
             idle_timeout: defaults::IDLE_TIMEOUT,
             max_lifetime: defaults::MAX_LIFETIME,
+            credentials: None,
             runtime: None,
         }
     }
@@ -282,6 +290,16 @@ impl DatabaseConfigBuilder {
     /// runtime of whoever uses the manager first. Default: the current one at each use.
     pub fn runtime(self, runtime: Handle) -> Self {
         Self { runtime: Some(runtime), ..self }
+    }
+
+    /// Where user and password come from, in place of those in the URL, which still names the user where
+    /// `provider` names none. Default: the URL's, for ever.
+    ///
+    /// New ones are used once the server has let them in, and without a restart: they are looked for as often
+    /// as the provider says, and when the server refuses those in use. Connections opened under the old ones
+    /// close as they come back. While the provider fails, the last good ones stay in use.
+    pub fn credentials(self, provider: impl CredentialProvider + 'static) -> Self {
+        Self { credentials: Some(Arc::new(provider)), ..self }
     }
 
     /// The settings, if they are valid.
@@ -330,12 +348,13 @@ impl DatabaseConfigBuilder {
         Ok(DatabaseConfig {
             name: self.name,
             hosts: target.hosts,
+            credentials: self.credentials.unwrap_or_else(|| {
+                Arc::new(stated(target.user.as_deref(), target.password.as_ref()))
+            }),
             user: target.user,
-            password: target.password,
             database: target.database,
             ssl_mode: ssl_mode(target.ssl_mode, ca.is_some()),
-            ca,
-            client_identity: cert.zip(key),
+            tls: TlsFiles { ca, identity: cert.zip(key) },
             application_name: self.application_name.or(target.application_name),
             statement_cache: target.statement_cache,
             options: target.options,
@@ -364,6 +383,13 @@ impl fmt::Debug for DatabaseConfigBuilder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("DatabaseConfigBuilder").field("name", &self.name).finish_non_exhaustive()
     }
+}
+
+/// What the URL says.
+fn stated(user: Option<&str>, password: Option<&SecretString>) -> Credentials {
+    let password = password
+        .map_or_else(Credentials::default, |password| Credentials::token(password.expose_secret()));
+    user.map_or(password.clone(), |user| password.with_username(user))
 }
 
 fn ssl_mode(stated: Option<PgSslMode>, has_ca: bool) -> PgSslMode {

@@ -39,6 +39,7 @@
 //! sqlx reads `PGSSLROOTCERT`, `PGSSLCERT`, `PGSSLKEY`, `PGOPTIONS` and `PGUSER` where neither the URL nor our
 //! settings say anything. A private CA is trusted beside the public ones.
 
+mod access;
 mod classify;
 mod config;
 mod conn;
@@ -48,6 +49,7 @@ mod direct;
 mod endpoints;
 mod error;
 mod executor;
+mod follow;
 mod health;
 mod manager;
 mod pool;

@@ -327,6 +327,15 @@ impl Pem {
     }
 }
 
+/// Of the same file, with the same contents.
+impl PartialEq for Pem {
+    fn eq(&self, other: &Self) -> bool {
+        self.path == other.path && self.contents() == other.contents()
+    }
+}
+
+impl Eq for Pem {}
+
 impl fmt::Debug for Pem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("Pem").field(&self.path).finish()
