@@ -27,7 +27,6 @@ pub(crate) struct Access {
 }
 
 /// What one connection is opened under.
-#[derive(Clone)]
 pub(crate) struct Pass {
     login: Arc<Version<Credentials>>,
     tls: Arc<Version<TlsFiles>>,
@@ -49,19 +48,20 @@ pub(crate) enum Watched {
 }
 
 impl Watched {
-    /// What may be out of date where a connect ended in `error`, the likeliest first.
-    pub(crate) fn suspected(error: &Error) -> &'static [Self] {
-        match (error.code(), error.sqlx()) {
-            (Some("28P01"), _) => &[Self::Login],
-            (Some("28000"), _) => &[Self::Login, Self::Tls],
-            (_, Some(sqlx::Error::Tls(_))) => &[Self::Tls],
+    /// The likeliest to be out of date first.
+    pub(crate) const ALL: [Self; 2] = [Self::Login, Self::Tls];
+
+    /// Whether it may be out of date where a connect ended in `error`.
+    pub(crate) fn is_suspected_by(self, error: &Error) -> bool {
+        match (self, error.code(), error.sqlx()) {
+            (Self::Login, Some(code), _) => matches!(code, "28P01" | "28000"),
+            (Self::Tls, Some(code), _) => code == "28000",
+            (Self::Tls, None, Some(sqlx::Error::Tls(_))) => true,
             // What the handshake found wrong with a certificate, on either side.
-            (_, Some(sqlx::Error::Io(error)))
-                if error.kind() == std::io::ErrorKind::InvalidData =>
-            {
-                &[Self::Tls]
+            (Self::Tls, None, Some(sqlx::Error::Io(error))) => {
+                error.kind() == std::io::ErrorKind::InvalidData
             }
-            _ => &[],
+            _ => false,
         }
     }
 
@@ -153,22 +153,21 @@ impl Access {
         C: FnOnce(Pass) -> Fut,
         Fut: Future<Output = Result<(), CredentialError>>,
     {
-        let Pass { login, tls } = refused.clone();
+        let Pass { login, tls } = self.pass()?;
         match what {
             Watched::Login => {
                 let fetch = self.fetch(deadline);
-                let try_it = |login| check(Pass { login, tls: Arc::clone(&tls) });
-                let login = self.login.renew(&refused.login, deadline, fetch, try_it).await?;
-                Some(Pass { login, tls })
+                let check = |login| check(Pass { login, tls });
+                self.login.renew(&refused.login, deadline, fetch, check).await?;
             }
             Watched::Tls if self.has_tls_files => {
                 let again = refused.tls.value.reread();
-                let try_it = |tls| check(Pass { login: Arc::clone(&login), tls });
-                let tls = self.tls.renew(&refused.tls, deadline, again, try_it).await?;
-                Some(Pass { login, tls })
+                let check = |tls| check(Pass { login, tls });
+                self.tls.renew(&refused.tls, deadline, again, check).await?;
             }
-            Watched::Tls => None,
+            Watched::Tls => return None,
         }
+        self.pass()
     }
 
     /// `options` under that pass.

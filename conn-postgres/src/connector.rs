@@ -72,16 +72,20 @@ impl Connector {
         deadline: Deadline,
         statement_timeout: Option<Duration>,
     ) -> Result<Opened, Error> {
-        let pass = match self.access.pass() {
+        let mut pass = match self.access.pass() {
             Some(pass) => pass,
             None => Box::pin(self.access.first_pass(self.patience(deadline))).await?,
         };
-        match self.open_under(&pass, deadline, statement_timeout).await {
-            Err(error) => match Box::pin(self.renew(&pass, &error, deadline)).await {
-                Some(pass) => self.open_under(&pass, deadline, statement_timeout).await,
-                None => Err(error),
-            },
-            opened => opened,
+        let mut suspects = Watched::ALL.to_vec();
+        loop {
+            let error = match self.open_under(&pass, deadline, statement_timeout).await {
+                Ok(opened) => return Ok(opened),
+                Err(error) => error,
+            };
+            match Box::pin(self.renew(&pass, &error, &mut suspects, deadline)).await {
+                Some(renewed) => pass = renewed,
+                None => return Err(error),
+            }
         }
     }
 
@@ -92,17 +96,24 @@ impl Connector {
 
     /// Looks for changes, tries what is new, and goes by it from now on if the server takes it.
     pub(crate) async fn look(&self, what: Watched) {
-        let deadline = self.patience(Deadline::within(self.connect_timeout));
+        let deadline = Deadline::within(self.connect_timeout);
         let check = |pass| self.check(pass, what, deadline);
         self.access.look(what, deadline, check).await;
         self.settle_access();
     }
 
-    /// What to try in place of `pass`, if `error` says that it may be out of date and there is something newer.
-    async fn renew(&self, pass: &Pass, error: &Error, deadline: Deadline) -> Option<Pass> {
+    /// What to try in place of `pass`, if `error` says that one of the `suspects` may be out of date and there
+    /// is something newer. Each is suspected once.
+    async fn renew(
+        &self,
+        pass: &Pass,
+        error: &Error,
+        suspects: &mut Vec<Watched>,
+        deadline: Deadline,
+    ) -> Option<Pass> {
         let deadline = self.patience(deadline);
         let mut renewed = None;
-        for &what in Watched::suspected(error) {
+        for what in suspects.extract_if(.., |what| what.is_suspected_by(error)) {
             let check = |pass| self.check(pass, what, deadline);
             renewed = self.access.renew(what, pass, deadline, check).await;
             if renewed.is_some() {
@@ -137,7 +148,13 @@ impl Connector {
                     return Ok(());
                 }
                 Err(error) if what.is_proven_by(&error) => return Ok(()),
-                Err(error) => failed = Some(error),
+                Err(error) => {
+                    let at_fault = blames_the_service(&error);
+                    failed = Some(error);
+                    if !at_fault {
+                        break;
+                    }
+                }
             }
         }
         Err(failed.map_or_else(|| "there are no endpoints".into(), Into::into))

@@ -55,3 +55,25 @@ impl TlsFiles {
         tokio::task::spawn_blocking(read).await?
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_file_that_changed_is_another_and_a_half_written_one_is_not_taken() {
+        let path = std::env::temp_dir().join(format!("tls-files-{}.pem", std::process::id()));
+        let write = |text: &str| std::fs::write(&path, text).unwrap();
+        write("-----BEGIN CERTIFICATE-----\none");
+        let ca = Pem::read(&path, PemBlock::Certificate).ok();
+        let files = TlsFiles { ca, identity: None };
+        assert_eq!(files.reread().await.unwrap(), files);
+        write("-----BEGIN CERTIFICATE-----\ntwo");
+        assert_ne!(files.reread().await.unwrap(), files);
+        write("-----BEGIN CERTI");
+        let error = files.reread().await.unwrap_err().to_string();
+        std::fs::remove_file(&path).unwrap();
+        assert!(error.contains("tls-files-") && error.contains("BEGIN CERTIFICATE"), "{error}");
+        assert!(files.reread().await.is_err(), "one that is gone holds something");
+    }
+}
