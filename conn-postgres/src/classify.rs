@@ -19,7 +19,7 @@ const NO_DESCRIPTORS: [i32; 2] = [24, 23];
 /// | SQLSTATE or event | replay | blame |
 /// |---|---|---|
 /// | DNS, refused, connect timeout, TLS; 08001, 08004, 53300, 57P03 | safe | service |
-/// | pool exhausted, out of file descriptors | safe | local |
+/// | pool exhausted, no credentials to be had, out of file descriptors | safe | local |
 /// | no answer in what a long wait for a connection left of the attempt | if idempotent | local |
 /// | connection lost, 08xxx, 57P01, 57P02 under an autocommitted statement or COMMIT; 08007, 40003 | if idempotent | service |
 /// | the same within a transaction before COMMIT | transaction | service |
@@ -43,7 +43,7 @@ impl Classify<Error> for PgClassifier {
             Error::Unreachable(unreachable) if unreachable.spent => {
                 Verdict { replay: Replay::Never, ..connecting(unreachable) }
             }
-            Error::Exhausted(_) => Verdict::local(Replay::Safe),
+            Error::Exhausted(_) | Error::Credentials(_) => Verdict::local(Replay::Safe),
             Error::Starved { .. } => Verdict::local(Replay::IfIdempotent),
             Error::Unreachable(unreachable) => connecting(unreachable),
             Error::Closed { .. } | Error::Rejected(_) => Verdict::local(Replay::Never),

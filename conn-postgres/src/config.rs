@@ -2,10 +2,11 @@
 
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use resilience_core::settings::{ConfigError, Held, Problems, Settings, Tls, TlsFiles, setters};
-use resilience_core::{Address, Name};
+use resilience_core::{Address, CredentialProvider, Credentials, Name};
 use secrecy::{ExposeSecret, SecretString};
 use sqlx::postgres::PgSslMode;
 use tokio::runtime::Handle;
@@ -34,7 +35,7 @@ pub struct DatabaseConfig {
     pub(crate) name: Name,
     pub(crate) hosts: Vec<Address>,
     pub(crate) user: Option<String>,
-    pub(crate) password: Option<SecretString>,
+    pub(crate) credentials: Arc<dyn CredentialProvider>,
     pub(crate) database: Option<String>,
     pub(crate) ssl_mode: PgSslMode,
     pub(crate) tls: Tls,
@@ -88,6 +89,11 @@ impl DatabaseConfig {
     pub fn runtime(self, runtime: Handle) -> Self {
         Self { runtime: Some(runtime), ..self }
     }
+    /// The same settings, with credentials from `provider`: see the builder's method of that name.
+    #[must_use]
+    pub fn credentials(self, provider: impl CredentialProvider + 'static) -> Self {
+        Self { credentials: Arc::new(provider), ..self }
+    }
 }
 
 /// No password, and no key.
@@ -114,6 +120,7 @@ pub struct DatabaseConfigBuilder {
     files: TlsFiles,
     application_name: Option<String>,
     tuning: Tuning,
+    credentials: Option<Arc<dyn CredentialProvider>>,
     runtime: Option<Handle>,
 }
 
@@ -160,6 +167,7 @@ impl DatabaseConfigBuilder {
             files: TlsFiles::default(),
             application_name: None,
             tuning: Tuning::default(),
+            credentials: None,
             runtime: None,
         }
     }
@@ -169,19 +177,20 @@ impl DatabaseConfigBuilder {
         Self { name: name.into(), ..self }
     }
 
-    /// A PEM file with the certificates of the authorities to trust, beside the public ones. Default: none.
+    /// A PEM file with the certificates of the authorities to trust, beside the public ones; read again when
+    /// it changes. Default: none.
     pub fn ca_file(mut self, path: impl Into<PathBuf>) -> Self {
         self.files.ca_file = Some(path.into());
         self
     }
 
-    /// A PEM file with the client's certificate; needs the key too. Default: none.
+    /// A PEM file with the client's certificate; needs the key too. Read again when it changes. Default: none.
     pub fn client_cert_file(mut self, path: impl Into<PathBuf>) -> Self {
         self.files.client_cert_file = Some(path.into());
         self
     }
 
-    /// A PEM file with the key of the client's certificate. Default: none.
+    /// A PEM file with the key of the client's certificate; read again when it changes. Default: none.
     pub fn client_key_file(mut self, path: impl Into<PathBuf>) -> Self {
         self.files.client_key_file = Some(path.into());
         self
@@ -196,6 +205,16 @@ impl DatabaseConfigBuilder {
     /// runtime of whoever uses the manager first. Default: the current one at each use.
     pub fn runtime(self, runtime: Handle) -> Self {
         Self { runtime: Some(runtime), ..self }
+    }
+
+    /// Where user and password come from, in place of those in the URL, which still names the user where
+    /// `provider` names none. Default: the URL's, for ever.
+    ///
+    /// New ones are used once the server has let them in, and without a restart: they are looked for as often
+    /// as the provider says, and when the server refuses those in use. Connections opened under the old ones
+    /// close as they come back. While the provider fails, the last good ones stay in use.
+    pub fn credentials(self, provider: impl CredentialProvider + 'static) -> Self {
+        Self { credentials: Some(Arc::new(provider)), ..self }
     }
 
     /// The settings, if they are valid.
@@ -229,8 +248,10 @@ impl DatabaseConfigBuilder {
         Ok(DatabaseConfig {
             name: self.name,
             hosts: target.hosts,
+            credentials: self.credentials.unwrap_or_else(|| {
+                Arc::new(stated(target.user.as_deref(), target.password.as_ref()))
+            }),
             user: target.user,
-            password: target.password,
             database: target.database,
             ssl_mode: ssl_mode(target.ssl_mode, tls.ca.is_some()),
             tls,
@@ -248,6 +269,13 @@ impl fmt::Debug for DatabaseConfigBuilder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("DatabaseConfigBuilder").field("name", &self.name).finish_non_exhaustive()
     }
+}
+
+/// What the URL says.
+fn stated(user: Option<&str>, password: Option<&SecretString>) -> Credentials {
+    let password = password
+        .map_or_else(Credentials::default, |password| Credentials::token(password.expose_secret()));
+    user.map_or(password.clone(), |user| password.with_username(user))
 }
 
 fn ssl_mode(stated: Option<PgSslMode>, has_ca: bool) -> PgSslMode {

@@ -4,13 +4,13 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use resilience_core::{Deadline, Endpoint, Standstill};
-use secrecy::ExposeSecret;
+use resilience_core::{CredentialError, Deadline, Endpoint, Standstill};
 use sqlx::postgres::{PgConnectOptions, PgSslMode};
-use sqlx::{ConnectOptions, PgConnection};
+use sqlx::{ConnectOptions, Connection, PgConnection};
 use tokio::runtime::Handle;
 use tokio::time::{Instant, timeout};
 
+use crate::access::{Access, Pass, Watched};
 use crate::classify::blames_the_service;
 use crate::config::DatabaseConfig;
 use crate::defaults::SHORTEST_FAIR_ATTEMPT;
@@ -25,6 +25,7 @@ const BACKSTOP_LAG: Duration = Duration::from_secs(1);
 /// How to open a connection. sqlx's options show the password in `Debug`: they are not shown.
 pub(crate) struct Connector {
     pub(crate) endpoints: Endpoints,
+    access: Access,
     template: PgConnectOptions,
     ssl_mode: PgSslMode,
     connect_timeout: Duration,
@@ -43,6 +44,7 @@ impl Connector {
     pub(crate) fn new(config: &DatabaseConfig, endpoints: Endpoints) -> Self {
         Self {
             endpoints,
+            access: Access::new(config),
             template: template(config),
             ssl_mode: config.ssl_mode,
             connect_timeout: config.tuning.connect_timeout,
@@ -71,16 +73,125 @@ impl Connector {
         deadline: Deadline,
         statement_timeout: Option<Duration>,
     ) -> Result<Opened, Error> {
+        let mut pass = match self.access.pass() {
+            Some(pass) => pass,
+            None => Box::pin(self.access.first_pass(self.patience(deadline))).await?,
+        };
+        let mut suspects = Watched::ALL.to_vec();
+        loop {
+            let error = match self.open_under(&pass, deadline, statement_timeout).await {
+                Ok(opened) => return Ok(opened),
+                Err(error) => error,
+            };
+            match Box::pin(self.renew(&pass, &error, &mut suspects, deadline)).await {
+                Some(renewed) => pass = renewed,
+                None => return Err(error),
+            }
+        }
+    }
+
+    /// Whether and how often to look for changes of what connections are opened under.
+    pub(crate) fn watched(&self) -> impl Iterator<Item = (Watched, Duration)> {
+        self.access.watched()
+    }
+
+    /// Looks for changes, tries what is new, and goes by it from now on if the server takes it.
+    pub(crate) async fn look(&self, what: Watched) {
+        let deadline = Deadline::within(self.connect_timeout);
+        let check = |pass| self.check(pass, what, deadline);
+        self.access.look(what, deadline, check).await;
+        self.settle_access();
+    }
+
+    /// What to try in place of `pass`, if `error` says that one of the `suspects` may be out of date and there
+    /// is something newer. Each is suspected once.
+    async fn renew(
+        &self,
+        pass: &Pass,
+        error: &Error,
+        suspects: &mut Vec<Watched>,
+        deadline: Deadline,
+    ) -> Option<Pass> {
+        let deadline = self.patience(deadline);
+        let mut renewed = None;
+        for what in suspects.extract_if(.., |what| what.is_suspected_by(error)) {
+            let check = |pass| self.check(pass, what, deadline);
+            renewed = self.access.renew(what, pass, deadline, check).await;
+            if renewed.is_some() {
+                break;
+            }
+        }
+        self.settle_access();
+        renewed
+    }
+
+    /// Connections opened under what is no longer current retire, once for each change.
+    fn settle_access(&self) {
+        if self.access.has_changed() {
+            self.endpoints.retire_connections();
+        }
+    }
+
+    /// Whether a server takes `pass`, as far as `what` is concerned.
+    async fn check(
+        &self,
+        pass: Pass,
+        what: Watched,
+        deadline: Deadline,
+    ) -> Result<(), CredentialError> {
+        let candidates = self.endpoints.candidates();
+        let mut failed = None;
+        for (tried, origin) in candidates.iter().enumerate() {
+            let limit = self.share(deadline, candidates.len() - tried);
+            match self.open_to(origin, &pass, limit, None).await {
+                Ok(raw) => {
+                    let _ = raw.close().await;
+                    return Ok(());
+                }
+                Err(error) if what.is_proven_by(&error) => return Ok(()),
+                Err(error) => {
+                    let at_fault = blames_the_service(&error);
+                    failed = Some(error);
+                    if !at_fault {
+                        break;
+                    }
+                }
+            }
+        }
+        Err(failed.map_or_else(|| "there are no endpoints".into(), Into::into))
+    }
+
+    /// A provider, and the check of what it gives, have no more time than a connect has.
+    fn patience(&self, deadline: Deadline) -> Deadline {
+        Deadline::within(self.connect_timeout).min(deadline)
+    }
+
+    /// The time for one of several hosts that are left to try.
+    fn share(&self, deadline: Deadline, hosts_left: usize) -> Duration {
+        let hosts_left = u32::try_from(hosts_left).unwrap_or(u32::MAX);
+        self.connect_timeout.min(deadline.remaining() / hosts_left)
+    }
+
+    async fn open_under(
+        &self,
+        pass: &Pass,
+        deadline: Deadline,
+        statement_timeout: Option<Duration>,
+    ) -> Result<Opened, Error> {
         self.endpoints.refresh();
         let candidates = self.endpoints.candidates();
         let mut failed = None;
         for (tried, origin) in candidates.iter().enumerate() {
-            let hosts_left = u32::try_from(candidates.len() - tried).unwrap_or(u32::MAX);
-            let limit = self.connect_timeout.min(deadline.remaining() / hosts_left);
+            let limit = self.share(deadline, candidates.len() - tried);
             let (epoch, standstill) = (origin.epoch(), Standstill::watch());
-            match self.open_to(origin, limit, statement_timeout).await {
+            match self.open_to(origin, pass, limit, statement_timeout).await {
                 Ok(raw) => {
                     origin.demote(false);
+                    // One under what has changed meanwhile is of the past from the beginning.
+                    let epoch = match self.access.is_current(pass) {
+                        true => epoch,
+                        false => epoch.wrapping_sub(1),
+                    };
                     return Ok(Opened { raw, origin: Arc::clone(origin), epoch });
                 }
                 Err(error) => {
@@ -106,11 +217,12 @@ impl Connector {
     async fn open_to(
         &self,
         origin: &Origin,
+        pass: &Pass,
         limit: Duration,
         statement_timeout: Option<Duration>,
     ) -> Result<PgConnection, Error> {
         let unreachable = |error| Unreachable::new(Arc::clone(&origin.label), error);
-        let mut options = self.options(&origin.endpoint).map_err(unreachable)?;
+        let mut options = self.options(&origin.endpoint, pass).map_err(unreachable)?;
         if let Some(limit) = statement_timeout {
             options = options.options([("statement_timeout", milliseconds(limit))]);
         }
@@ -132,7 +244,7 @@ impl Connector {
         Ok(raw)
     }
 
-    fn options(&self, endpoint: &Endpoint) -> Result<PgConnectOptions, sqlx::Error> {
+    fn options(&self, endpoint: &Endpoint, pass: &Pass) -> Result<PgConnectOptions, sqlx::Error> {
         let host = endpoint.address.host();
         // The driver checks the certificate against the address it connects to, and takes no other name.
         if matches!(self.ssl_mode, PgSslMode::VerifyFull) && endpoint.server_name() != host {
@@ -143,16 +255,15 @@ impl Connector {
             );
             return Err(sqlx::Error::Configuration(why.into()));
         }
-        Ok(self.template.clone().host(host).port(endpoint.address.port()))
+        let options = self.template.clone().host(host).port(endpoint.address.port());
+        Ok(self.access.apply(pass, options))
     }
 }
 
-/// Everything but the host.
+/// Everything but the host, who we are, and whom we believe.
 fn template(config: &DatabaseConfig) -> PgConnectOptions {
-    let password = config.password.as_ref().map_or("", |password| password.expose_secret());
     let program = program();
     let mut options = PgConnectOptions::new_without_pgpass()
-        .password(password)
         .ssl_mode(config.ssl_mode)
         .application_name(config.application_name.as_deref().unwrap_or(&program))
         .options([(
@@ -160,20 +271,6 @@ fn template(config: &DatabaseConfig) -> PgConnectOptions {
             milliseconds(config.tuning.resilience.attempt_timeout + BACKSTOP_LAG),
         )])
         .options(config.options.iter().map(|(name, value)| (name, value)));
-    if let Some(user) = &config.user {
-        options = options.username(user);
-    }
-    if let Some(database) = config.database.as_ref().or(config.user.as_ref()) {
-        options = options.database(database);
-    }
-    if let Some(ca) = &config.tls.ca {
-        options = options.ssl_root_cert_from_pem(ca.contents().as_bytes().to_vec());
-    }
-    if let Some((cert, key)) = &config.tls.identity {
-        options = options
-            .ssl_client_cert_from_pem(cert.contents())
-            .ssl_client_key_from_pem(key.contents());
-    }
     if let Some(capacity) = config.statement_cache {
         options = options.statement_cache_capacity(capacity);
     }

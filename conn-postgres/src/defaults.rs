@@ -42,6 +42,9 @@ pub const MAX_LIFETIME: Duration = Duration::from_secs(30 * 60);
 /// How far lifetimes are spread, as a share of [`MAX_LIFETIME`] either way, so that connections opened together do not close together.
 pub const LIFETIME_JITTER: f64 = 0.1;
 
+/// How often certificate files are looked at, ± 10 %. 10 s: whoever renews them does so long before the old ones end.
+pub const TLS_FILES_PERIOD: Duration = Duration::from_secs(10);
+
 /// The longest that one look at the service's health takes. 5 s.
 pub const HEALTH_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -71,6 +74,7 @@ mod tests {
             seconds(&[RESET_TIMEOUT, IDLE_TIMEOUT, MAX_LIFETIME, HEALTH_TIMEOUT, SLOWLY]),
             [30.0, 600.0, 1800.0, 5.0, 5.0]
         );
+        assert_eq!(TLS_FILES_PERIOD, Duration::from_secs(10));
         assert_eq!(SHORTEST_FAIR_ATTEMPT, Duration::from_millis(10));
         assert!((LIFETIME_JITTER - 0.1).abs() < f64::EPSILON);
     }

@@ -95,6 +95,13 @@ impl Endpoints {
         candidates
     }
 
+    /// Makes every connection suspect that was opened until now: who we are to the server has changed.
+    pub(crate) fn retire_connections(&self) {
+        for origin in self.lock().iter() {
+            origin.epoch.fetch_add(1, Ordering::AcqRel);
+        }
+    }
+
     fn learn(&self) {
         let set = self.watched.borrow().clone();
         let mut known = self.lock();

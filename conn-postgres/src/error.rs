@@ -6,7 +6,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use resilience_core::{CallError, Name};
+use resilience_core::{CallError, Name, RotationError};
 use sqlx::postgres::PgDatabaseError;
 
 use crate::classify::Context;
@@ -32,6 +32,9 @@ pub enum Error {
     /// No connection could be opened.
     #[error(transparent)]
     Unreachable(#[from] Unreachable),
+    /// There were no credentials yet to connect with, and their provider gave none.
+    #[error("cannot connect without credentials: {0}")]
+    Credentials(RotationError),
     /// The manager was drained: its connections are closed.
     #[error("the pool {pool:?} is closed")]
     Closed {
@@ -122,7 +125,9 @@ impl Error {
     fn kind(&self) -> io::ErrorKind {
         match self {
             Self::Exhausted(_) | Self::Starved { .. } => io::ErrorKind::TimedOut,
-            Self::Unreachable(_) | Self::Closed { .. } => io::ErrorKind::NotConnected,
+            Self::Unreachable(_) | Self::Credentials(_) | Self::Closed { .. } => {
+                io::ErrorKind::NotConnected
+            }
             _ => io::ErrorKind::Other,
         }
     }

@@ -34,11 +34,17 @@
 //! A statement cut short on our side may go on for a while on the server; its `statement_timeout`, set when
 //! the connection is opened to a second more than the attempt timeout, is the backstop.
 //!
+//! # Credentials and certificates that change
+//!
+//! [`DatabaseConfigBuilder::credentials`] takes a provider in place of the URL's password; certificate files are
+//! read again when they change. A login that the server refuses asks for new ones once before it fails.
+//!
 //! # What is read from elsewhere
 //!
 //! sqlx reads `PGSSLROOTCERT`, `PGSSLCERT`, `PGSSLKEY`, `PGOPTIONS` and `PGUSER` where neither the URL nor our
 //! settings say anything. A private CA is trusted beside the public ones.
 
+mod access;
 mod classify;
 mod config;
 mod conn;
@@ -48,6 +54,7 @@ mod direct;
 mod endpoints;
 mod error;
 mod executor;
+mod follow;
 mod health;
 mod manager;
 mod pool;

@@ -18,6 +18,7 @@ use crate::conn::Conn;
 use crate::connector::Connector;
 use crate::defaults::{LIFETIME_JITTER, SHORTEST_FAIR_ATTEMPT};
 use crate::error::{Error, Exhausted, Unreachable};
+use crate::follow::Followers;
 use crate::session::Session;
 use crate::track::silence;
 
@@ -49,6 +50,7 @@ pub(crate) struct Pool {
     trouble: Mutex<Option<Unreachable>>,
     troubled: AtomicBool,
     reaper: Mutex<Option<JoinHandle<()>>>,
+    followers: Followers,
 }
 
 impl Pool {
@@ -71,6 +73,7 @@ impl Pool {
             trouble: Mutex::new(None),
             troubled: AtomicBool::new(false),
             reaper: Mutex::new(None),
+            followers: Followers::default(),
         })
     }
 
@@ -201,6 +204,10 @@ impl Pool {
         }
     }
 
+    pub(crate) fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Acquire)
+    }
+
     fn closed_error(&self) -> Error {
         Error::Closed { pool: self.name.clone() }
     }
@@ -279,6 +286,8 @@ impl Pool {
         deadline: Deadline,
         queued: Duration,
     ) -> Result<Conn, Error> {
+        // Before the connect: what is out of date may be why it fails.
+        self.followers.ensure(self);
         let (opening, standstill) = (Instant::now(), Standstill::watch());
         let hurried = deadline.remaining_at(opening) < SHORTEST_FAIR_ATTEMPT;
         let opened = match self.connector.open(deadline).await {

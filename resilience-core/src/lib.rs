@@ -34,6 +34,7 @@ mod bulkhead;
 #[cfg(feature = "chaos")]
 mod chaos;
 mod circuit;
+mod credentials;
 mod deadline;
 #[cfg(feature = "distributed")]
 mod distributed;
@@ -87,6 +88,10 @@ pub use budget::{RetryBudget, RetryBudgetBuilder};
 pub use bulkhead::{Bulkhead, BulkheadBuilder, Place, Rejections};
 #[cfg(feature = "chaos")]
 pub use chaos::{Chaos, ChaosBuilder};
+pub use credentials::{
+    CredentialError, CredentialProvider, Credentials, EnvCredentials, FileCredentials,
+    FnCredentials, Rotating, RotationCounts, RotationError, Version,
+};
 pub use deadline::Deadline;
 #[cfg(feature = "distributed")]
 pub use distributed::{

@@ -8,6 +8,7 @@
 mod pem;
 mod problems;
 mod quantity;
+mod reread;
 mod resilience;
 mod text;
 

@@ -49,6 +49,17 @@ impl Throwaway {
         format!("postgresql://postgres@127.0.0.1:{}/postgres?sslmode=disable", self.port)
     }
 
+    /// Writes a file that it alone may read, named from the directory that holds its `data`.
+    pub fn put(&self, name: &str, text: &str) {
+        let draft = std::env::temp_dir().join(format!("conn-postgres-{}-draft", self.port));
+        std::fs::write(&draft, text).unwrap();
+        let owner = if is_root() { &["-o", "postgres"][..] } else { &[] };
+        let mut install = Command::new("install");
+        let status = install.args(owner).args(["-m", "600"]).arg(&draft).arg(self.dir.join(name));
+        assert!(status.status().unwrap().success(), "cannot write {name}");
+        std::fs::remove_file(&draft).unwrap();
+    }
+
     /// Starts it and waits until it answers.
     pub async fn start(&mut self) {
         let url = self.url();

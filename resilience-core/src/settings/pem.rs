@@ -19,7 +19,7 @@ pub struct TlsFiles {
 }
 
 /// What the files hold.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Tls {
     /// The authorities to trust.
     pub ca: Option<Pem>,
@@ -139,6 +139,15 @@ impl Pem {
         self.contents.expose_secret()
     }
 }
+
+/// Of the same file, with the same contents.
+impl PartialEq for Pem {
+    fn eq(&self, other: &Self) -> bool {
+        self.path == other.path && self.contents() == other.contents()
+    }
+}
+
+impl Eq for Pem {}
 
 impl fmt::Debug for Pem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
