@@ -47,6 +47,7 @@ pub struct DatabaseConfig {
     pub(crate) options: Vec<(String, String)>,
     pub(crate) pool_size: u32,
     pub(crate) max_overflow: u32,
+    pub(crate) min_idle: u32,
     pub(crate) connect_timeout: Duration,
     pub(crate) acquire_timeout: Duration,
     pub(crate) attempt_timeout: Duration,
@@ -60,6 +61,8 @@ pub struct DatabaseConfig {
     pub(crate) half_open_max_calls: u32,
     pub(crate) idle_timeout: Duration,
     pub(crate) max_lifetime: Duration,
+    pub(crate) test_after: Duration,
+    pub(crate) leak_threshold: Option<Duration>,
     pub(crate) runtime: Option<Handle>,
 }
 
@@ -120,6 +123,7 @@ impl fmt::Debug for DatabaseConfig {
             .field("ca", &self.ca)
             .field("pool_size", &self.pool_size)
             .field("max_overflow", &self.max_overflow)
+            .field("min_idle", &self.min_idle)
             .field("connect_timeout", &self.connect_timeout)
             .field("acquire_timeout", &self.acquire_timeout)
             .field("attempt_timeout", &self.attempt_timeout)
@@ -129,6 +133,8 @@ impl fmt::Debug for DatabaseConfig {
             .field("reset_timeout", &self.reset_timeout)
             .field("idle_timeout", &self.idle_timeout)
             .field("max_lifetime", &self.max_lifetime)
+            .field("test_after", &self.test_after)
+            .field("leak_threshold", &self.leak_threshold)
             .finish_non_exhaustive()
     }
 }
@@ -145,6 +151,7 @@ pub struct DatabaseConfigBuilder {
     application_name: Option<String>,
     pool_size: u32,
     max_overflow: u32,
+    min_idle: u32,
     connect_timeout: Duration,
     acquire_timeout: Duration,
     attempt_timeout: Duration,
@@ -158,6 +165,8 @@ pub struct DatabaseConfigBuilder {
     half_open_max_calls: u32,
     idle_timeout: Duration,
     max_lifetime: Duration,
+    test_after: Duration,
+    leak_threshold: Option<Duration>,
     runtime: Option<Handle>,
 }
 
@@ -183,14 +192,17 @@ macro_rules! settings {
     };
     (@type count) => { u32 };
     (@type time) => { Duration };
+    (@type limit) => { Duration };
     (@type path) => { impl Into<PathBuf> };
     (@type text) => { impl Into<String> };
     (@store count, $value:ident) => { $value };
     (@store time, $value:ident) => { $value };
+    (@store limit, $value:ident) => { Some($value) };
     (@store path, $value:ident) => { Some($value.into()) };
     (@store text, $value:ident) => { Some($value.into()) };
     (@read $settings:ident, $key:expr, count($range:expr)) => { $settings.whole($key, $range) };
     (@read $settings:ident, $key:expr, time) => { $settings.duration($key) };
+    (@read $settings:ident, $key:expr, limit) => { $settings.duration($key) };
     (@read $settings:ident, $key:expr, path) => { $settings.text($key) };
     (@read $settings:ident, $key:expr, text) => { $settings.text($key) };
     (@check $problems:ident, $self:ident, $name:ident, count($range:expr)) => {
@@ -198,6 +210,11 @@ macro_rules! settings {
     };
     (@check $problems:ident, $self:ident, $name:ident, time) => {
         $problems.time(stringify!($name), $self.$name)
+    };
+    (@check $problems:ident, $self:ident, $name:ident, limit) => {
+        if let Some(limit) = $self.$name {
+            $problems.time(stringify!($name), limit);
+        }
     };
     (@check $problems:ident, $self:ident, $name:ident, $other:ident) => {};
 }
@@ -207,6 +224,9 @@ settings! {
     pool_size: count(1..=CONNECTIONS),
     /// Connections beyond the pool size, closed when they come back. 0 to 10,000; default 50.
     max_overflow: count(0..=CONNECTIONS),
+    /// Connections that are kept idle, once the first was opened: the idle timeout leaves them, and those that
+    /// are lost or too old are replaced while places are free. 0 to `pool_size`; default 0.
+    min_idle: count(0..=CONNECTIONS),
     /// Time to open a connection to one host. Above 0, up to a day; default 5 s.
     connect_timeout: time,
     /// Time to wait for a place in the pool; opening a connection then has its own time. Above 0, up to a day; default 5 s.
@@ -231,10 +251,17 @@ settings! {
     success_threshold: count(1..=TIMES),
     /// Probes in flight at once while half-open. 1 to 1,000; default 1.
     half_open_max_calls: count(1..=1000),
-    /// How long a connection may lie idle. Above 0, up to a day; default 10 min.
+    /// How long a connection beyond `min_idle` may lie idle. Above 0, up to a day; default 10 min.
     idle_timeout: time,
     /// How long a connection may live, ± 10 %. Above 0, up to a day; default 30 min.
     max_lifetime: time,
+    /// How long a connection may lie idle and be lent without being asked whether it still works.
+    /// Above 0, up to a day; default 30 s.
+    test_after: time,
+    /// How long a connection may be held before a warning names who took it, and where. It is told once for
+    /// each, up to a second late, or a quarter of the threshold where that is less; nothing is taken away.
+    /// Above 0, up to a day; default: none is too long, for only the application knows which may be long.
+    leak_threshold: limit,
     /// A PEM file with the certificates of the authorities to trust, beside the public ones. Default: none.
     ca_file: path,
     /// A PEM file with the client's certificate; needs the key too. Default: none.
@@ -256,6 +283,7 @@ impl DatabaseConfigBuilder {
             application_name: None,
             pool_size: defaults::POOL_SIZE,
             max_overflow: defaults::MAX_OVERFLOW,
+            min_idle: defaults::MIN_IDLE,
             connect_timeout: defaults::CONNECT_TIMEOUT,
             acquire_timeout: defaults::ACQUIRE_TIMEOUT,
             attempt_timeout: defaults::ATTEMPT_TIMEOUT,
@@ -269,6 +297,8 @@ impl DatabaseConfigBuilder {
             half_open_max_calls: defaults::HALF_OPEN_MAX_CALLS,
             idle_timeout: defaults::IDLE_TIMEOUT,
             max_lifetime: defaults::MAX_LIFETIME,
+            test_after: defaults::TEST_AFTER,
+            leak_threshold: defaults::LEAK_THRESHOLD,
             runtime: None,
         }
     }
@@ -312,6 +342,10 @@ impl DatabaseConfigBuilder {
             let allowed = format!("up to max_delay, which is {:?}", self.max_delay);
             problems.push("base_delay", Held::Text(format!("{:?}", self.base_delay)), allowed);
         }
+        if self.min_idle > self.pool_size {
+            let allowed = format!("up to pool_size, which is {}", self.pool_size);
+            problems.push("min_idle", Held::Text(self.min_idle.to_string()), allowed);
+        }
         let ca = problems.pem("ca_file", self.ca_file.or(target.ca_file), PemBlock::Certificate);
         let cert_file = self.client_cert_file.or(target.client_cert_file);
         let key_file = self.client_key_file.or(target.client_key_file);
@@ -341,6 +375,7 @@ impl DatabaseConfigBuilder {
             options: target.options,
             pool_size: self.pool_size,
             max_overflow: self.max_overflow,
+            min_idle: self.min_idle,
             connect_timeout: self.connect_timeout,
             acquire_timeout: self.acquire_timeout,
             attempt_timeout: self.attempt_timeout,
@@ -354,6 +389,8 @@ impl DatabaseConfigBuilder {
             half_open_max_calls: self.half_open_max_calls,
             idle_timeout: self.idle_timeout,
             max_lifetime: self.max_lifetime,
+            test_after: self.test_after,
+            leak_threshold: self.leak_threshold,
             runtime: self.runtime,
         })
     }
@@ -443,6 +480,7 @@ mod tests {
             ("DATABASE_URL", URL),
             ("DATABASE_POOL_SIZE", "7"),
             ("DATABASE_MAX_OVERFLOW", "0"),
+            ("DATABASE_MIN_IDLE", "3"),
             ("DATABASE_CONNECT_TIMEOUT", "500ms"),
             ("DATABASE_ACQUIRE_TIMEOUT", "2"),
             ("DATABASE_ATTEMPT_TIMEOUT", "3"),
@@ -456,6 +494,8 @@ mod tests {
             ("DATABASE_HALF_OPEN_MAX_CALLS", "2"),
             ("DATABASE_IDLE_TIMEOUT", "60"),
             ("DATABASE_MAX_LIFETIME", "120"),
+            ("DATABASE_TEST_AFTER", "20"),
+            ("DATABASE_LEAK_THRESHOLD", "1.5"),
             ("DATABASE_APPLICATION_NAME", "shop"),
         ])
         .unwrap();
@@ -463,6 +503,7 @@ mod tests {
         let by_builder = DatabaseConfig::builder(URL)
             .pool_size(7)
             .max_overflow(0)
+            .min_idle(3)
             .connect_timeout(Duration::from_millis(500))
             .acquire_timeout(seconds(2))
             .attempt_timeout(seconds(3))
@@ -476,6 +517,8 @@ mod tests {
             .half_open_max_calls(2)
             .idle_timeout(seconds(60))
             .max_lifetime(seconds(120))
+            .test_after(seconds(20))
+            .leak_threshold(Duration::from_millis(1500))
             .application_name("shop")
             .build()
             .unwrap();
@@ -555,6 +598,24 @@ mod tests {
              \n  pool_size is \"0\"; allowed: a whole number from 1 to 10000\
              \n  deadline is \"0ns\"; allowed: above 0 and up to a day"
         );
+    }
+
+    #[test]
+    fn more_idle_connections_than_may_stay_idle_are_refused() {
+        let error = from_pairs(&[("DATABASE_URL", URL), ("DATABASE_MIN_IDLE", "21")]).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "1 setting is wrong:\n  DATABASE_MIN_IDLE is \"21\"; allowed: up to pool_size, which is 20"
+        );
+        DatabaseConfig::builder(URL).pool_size(21).min_idle(21).build().unwrap();
+    }
+
+    #[test]
+    fn a_threshold_of_nothing_is_refused_and_does_not_mean_that_there_is_none() {
+        let built = DatabaseConfig::builder(URL).leak_threshold(Duration::ZERO).build();
+        let error = built.unwrap_err().to_string();
+        assert!(error.contains("leak_threshold is \"0ns\"; allowed: above 0"), "{error}");
+        assert_eq!(DatabaseConfig::builder(URL).build().unwrap().leak_threshold, None);
     }
 
     #[test]
