@@ -263,7 +263,8 @@ impl DatabaseManager {
     ///
     /// # Errors
     ///
-    /// Why none could be had: [`Error::Exhausted`], [`Error::Unreachable`], [`Error::Rejected`].
+    /// Why none could be had: [`Error::Exhausted`], [`Error::Unreachable`], [`Error::Rejected`],
+    /// [`Error::Draining`], [`Error::Closed`].
     ///
     /// # Cancel safety
     ///
@@ -279,7 +280,8 @@ impl DatabaseManager {
     ///
     /// # Errors
     ///
-    /// Why none could be had: [`Error::Exhausted`], [`Error::Unreachable`], [`Error::Rejected`].
+    /// Why none could be had: [`Error::Exhausted`], [`Error::Unreachable`], [`Error::Rejected`],
+    /// [`Error::Draining`], [`Error::Closed`].
     ///
     /// # Cancel safety
     ///
