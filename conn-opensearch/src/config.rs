@@ -304,6 +304,7 @@ mod tests {
             match quantity {
                 Quantity::Count(count, allowed) => *count = *allowed.end(),
                 Quantity::Duration(duration) => *duration = Duration::from_secs(24 * 3600),
+                Quantity::Limit(limit) => *limit = Some(Duration::from_secs(24 * 3600)),
             }
         }
         OpenSearchManager::connect(builder.build().unwrap()).unwrap();
@@ -360,6 +361,7 @@ mod tests {
         let held = |(_, quantity)| match quantity {
             Quantity::Count(count, _) => u64::from(*count),
             Quantity::Duration(duration) => duration.as_secs(),
+            Quantity::Limit(limit) => limit.map_or(0, |it| it.as_secs()),
         };
         tuning.quantities().map(held).collect()
     }

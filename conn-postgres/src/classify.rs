@@ -46,7 +46,9 @@ impl Classify<Error> for PgClassifier {
             Error::Exhausted(_) | Error::Credentials(_) => Verdict::local(Replay::Safe),
             Error::Starved { .. } => Verdict::local(Replay::IfIdempotent),
             Error::Unreachable(unreachable) => connecting(unreachable),
-            Error::Closed { .. } | Error::Rejected(_) => Verdict::local(Replay::Never),
+            Error::Draining { .. } | Error::Closed { .. } | Error::Rejected(_) => {
+                Verdict::local(Replay::Never)
+            }
             Error::Sql(SqlError { error, context }) => {
                 running(error, context.unwrap_or(Context::UNKNOWN))
             }

@@ -129,6 +129,9 @@ setters! { DatabaseConfigBuilder:
     pool_size: u32 => tuning.pool_size;
     /// Connections beyond the pool size, closed when they come back. 0 to 10,000; default 50.
     max_overflow: u32 => tuning.max_overflow;
+    /// Connections that are kept idle, once the first was opened: the idle timeout leaves them, and those that
+    /// are lost or too old are replaced while places are free. 0 to `pool_size`; default 0.
+    min_idle: u32 => tuning.min_idle;
     /// Time to open a connection to one host. Above 0, up to a day; default 5 s.
     connect_timeout: Duration => tuning.connect_timeout;
     /// Time to wait for a place in the pool; opening a connection then has its own time. Above 0, up to a day; default 5 s.
@@ -153,10 +156,13 @@ setters! { DatabaseConfigBuilder:
     success_threshold: u32 => tuning.resilience.success_threshold;
     /// Probes in flight at once while half-open. 1 to 1,000; default 1.
     half_open_max_calls: u32 => tuning.resilience.half_open_max_calls;
-    /// How long a connection may lie idle. Above 0, up to a day; default 10 min.
+    /// How long a connection beyond `min_idle` may lie idle. Above 0, up to a day; default 10 min.
     idle_timeout: Duration => tuning.idle_timeout;
     /// How long a connection may live, ± 10 %. Above 0, up to a day; default 30 min.
     max_lifetime: Duration => tuning.max_lifetime;
+    /// How long a connection may lie idle and be lent without being asked whether it still works.
+    /// Above 0, up to a day; default 30 s.
+    test_after: Duration => tuning.test_after;
 }
 
 impl DatabaseConfigBuilder {
@@ -175,6 +181,14 @@ impl DatabaseConfigBuilder {
     /// The name of the manager, of its breaker and of its pool, as logs and metrics show it. Default `database`.
     pub fn name(self, name: impl Into<Name>) -> Self {
         Self { name: name.into(), ..self }
+    }
+
+    /// How long a connection may be held before a warning names who took it, and where. It is told once for
+    /// each, up to a second late, or a quarter of the threshold where that is less; nothing is taken away.
+    /// Above 0, up to a day; default: none is too long, for only the application knows which may be long.
+    pub fn leak_threshold(mut self, threshold: Duration) -> Self {
+        self.tuning.leak_threshold = Some(threshold);
+        self
     }
 
     /// A PEM file with the certificates of the authorities to trust, beside the public ones; read again when
@@ -237,7 +251,7 @@ impl DatabaseConfigBuilder {
     fn validate(mut self, mut problems: Problems) -> Result<DatabaseConfig, ConfigError> {
         let target = target(self.url.as_ref(), &mut problems);
         problems.check(self.tuning.quantities());
-        self.tuning.resilience.check(&mut problems);
+        self.tuning.check(&mut problems);
         let files = TlsFiles {
             ca_file: self.files.ca_file.or(target.ca_file),
             client_cert_file: self.files.client_cert_file.or(target.client_cert_file),
@@ -320,6 +334,7 @@ mod tests {
             ("DATABASE_URL", URL),
             ("DATABASE_POOL_SIZE", "7"),
             ("DATABASE_MAX_OVERFLOW", "0"),
+            ("DATABASE_MIN_IDLE", "3"),
             ("DATABASE_CONNECT_TIMEOUT", "500ms"),
             ("DATABASE_ACQUIRE_TIMEOUT", "2"),
             ("DATABASE_ATTEMPT_TIMEOUT", "3"),
@@ -333,6 +348,8 @@ mod tests {
             ("DATABASE_HALF_OPEN_MAX_CALLS", "2"),
             ("DATABASE_IDLE_TIMEOUT", "60"),
             ("DATABASE_MAX_LIFETIME", "120"),
+            ("DATABASE_TEST_AFTER", "20"),
+            ("DATABASE_LEAK_THRESHOLD", "1.5"),
             ("DATABASE_APPLICATION_NAME", "shop"),
         ])
         .unwrap();
@@ -340,6 +357,7 @@ mod tests {
         let by_builder = DatabaseConfig::builder(URL)
             .pool_size(7)
             .max_overflow(0)
+            .min_idle(3)
             .connect_timeout(Duration::from_millis(500))
             .acquire_timeout(seconds(2))
             .attempt_timeout(seconds(3))
@@ -353,6 +371,8 @@ mod tests {
             .half_open_max_calls(2)
             .idle_timeout(seconds(60))
             .max_lifetime(seconds(120))
+            .test_after(seconds(20))
+            .leak_threshold(Duration::from_millis(1500))
             .application_name("shop")
             .build()
             .unwrap();
@@ -371,6 +391,7 @@ mod tests {
             match quantity {
                 Quantity::Count(count, allowed) => *count = *allowed.end(),
                 Quantity::Duration(duration) => *duration = Duration::from_secs(24 * 3600),
+                Quantity::Limit(limit) => *limit = Some(Duration::from_secs(24 * 3600)),
             }
         }
         DatabaseManager::connect(builder.build().unwrap()).unwrap();
@@ -426,6 +447,24 @@ mod tests {
              \n  pool_size is \"0\"; allowed: a whole number from 1 to 10000\
              \n  deadline is \"0ns\"; allowed: above 0, a day at the most"
         );
+    }
+
+    #[test]
+    fn more_idle_connections_than_may_stay_idle_are_refused() {
+        let error = from_pairs(&[("DATABASE_URL", URL), ("DATABASE_MIN_IDLE", "21")]).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "1 setting is wrong:\n  DATABASE_MIN_IDLE is \"21\"; allowed: up to pool_size, which is 20"
+        );
+        DatabaseConfig::builder(URL).pool_size(21).min_idle(21).build().unwrap();
+    }
+
+    #[test]
+    fn a_threshold_of_nothing_is_refused_and_does_not_mean_that_there_is_none() {
+        let built = DatabaseConfig::builder(URL).leak_threshold(Duration::ZERO).build();
+        let error = built.unwrap_err().to_string();
+        assert!(error.contains("leak_threshold is \"0ns\"; allowed: above 0"), "{error}");
+        assert_eq!(DatabaseConfig::builder(URL).build().unwrap().tuning.leak_threshold, None);
     }
 
     #[test]

@@ -125,7 +125,7 @@ impl Drop for Conn {
         }
         let now = Instant::now();
         let used = now.saturating_duration_since(self.lent_at);
-        self.place.pool().give_back(session, now);
+        self.place.give_back(session, now);
         emit(&Event::ConnectionReleased { pool: self.place.pool().name(), used });
     }
 }

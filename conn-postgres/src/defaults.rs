@@ -9,6 +9,8 @@ pub const NAME: &str = "database";
 pub const POOL_SIZE: u32 = 20;
 /// Connections beyond the pool size that close when they come back. 0 to 10,000; default 50, as in the Python module.
 pub const MAX_OVERFLOW: u32 = 50;
+/// Connections that are kept idle. 0 to the pool size; default 0: a process that asks nothing costs the server nothing.
+pub const MIN_IDLE: u32 = 0;
 
 /// Time to open a connection to one host. Default 5 s: a handshake that takes longer will not get better.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -39,6 +41,13 @@ pub const HALF_OPEN_MAX_CALLS: u32 = 1;
 pub const IDLE_TIMEOUT: Duration = Duration::from_secs(10 * 60);
 /// How long a connection may live. Default 30 min: bounds a backend's memory, and how long an old server is held on to.
 pub const MAX_LIFETIME: Duration = Duration::from_secs(30 * 60);
+/// How long a connection may lie idle and be lent unasked. Default 30 s: while it is in use, none is asked; after
+/// a quiet spell, one round trip finds out what a proxy or a firewall has dropped, and no call fails for it.
+pub const TEST_AFTER: Duration = Duration::from_secs(30);
+/// How long a connection may be held before a warning says where it was taken. Default none: a listener or an export
+/// rightly holds one for long, and which is too long only the application knows. An exhausted pool names its longest
+/// holder all the same.
+pub const LEAK_THRESHOLD: Option<Duration> = None;
 /// How far lifetimes are spread, as a share of [`MAX_LIFETIME`] either way, so that connections opened together do not close together.
 pub const LIFETIME_JITTER: f64 = 0.1;
 
@@ -63,7 +72,7 @@ mod tests {
             durations.iter().map(Duration::as_secs_f64).collect::<Vec<_>>()
         };
         assert_eq!(NAME, "database");
-        assert_eq!([POOL_SIZE, MAX_OVERFLOW], [20, 50]);
+        assert_eq!([POOL_SIZE, MAX_OVERFLOW, MIN_IDLE], [20, 50, 0]);
         assert_eq!(
             seconds(&[CONNECT_TIMEOUT, ACQUIRE_TIMEOUT, ATTEMPT_TIMEOUT, DEADLINE]),
             [5.0, 5.0, 30.0, 60.0]
@@ -75,6 +84,7 @@ mod tests {
             [30.0, 600.0, 1800.0, 5.0, 5.0]
         );
         assert_eq!(TLS_FILES_PERIOD, Duration::from_secs(10));
+        assert_eq!((seconds(&[TEST_AFTER]), LEAK_THRESHOLD), (vec![30.0], None));
         assert_eq!(SHORTEST_FAIR_ATTEMPT, Duration::from_millis(10));
         assert!((LIFETIME_JITTER - 0.1).abs() < f64::EPSILON);
     }

@@ -15,6 +15,7 @@ use crate::classify::PgClassifier;
 use crate::conn::Conn;
 use crate::error::Error;
 use crate::executor::{Query, Step, impl_executor};
+use crate::holders::CallSite;
 use crate::manager::DatabaseManager;
 use crate::session::Session;
 
@@ -33,7 +34,7 @@ impl DatabaseManager {
         };
         let operation = |attempt: Attempt| async move {
             let in_all = attempt.deadline.remaining();
-            let conn = pool.acquire(attempt.deadline).await?;
+            let conn = pool.acquire(attempt.deadline, CallSite::Operation("query")).await?;
             let query = take().expect("an attempt that took it is the last");
             let work = async |mut conn: Conn| {
                 let result = run(&mut conn, query).await;
@@ -43,14 +44,14 @@ impl DatabaseManager {
         };
         let call = Call::write().named("query");
         let result = self.pipeline.run(call, &classifier, operation).await;
-        result.map_err(|error| Error::from_call(error).into())
+        result.map_err(|error| self.error_of(error).into())
     }
 
     /// Runs one statement as a stream. The breaker judges it by its first answer; after that, the time
     /// between two answers is limited, not the whole.
     fn stream(self, query: Query) -> BoxStream<'static, Result<Step, sqlx::Error>> {
         Box::pin(sqlx_core::try_stream! {
-            let mut conn = self.acquire().await?;
+            let mut conn = self.borrow(CallSite::Operation("stream")).await?;
             let permit = self.breaker().try_acquire().map_err(|open| Error::from_call(open.into()))?;
             let (mut permit, standstill) = (Some(permit), Standstill::watch());
             let failed = {
@@ -108,10 +109,12 @@ impl_executor! {
     }
     prepare_with(sql, parameters) {
         let db = db.clone();
-        Box::pin(async move { db.acquire().await?.prepare_sql(sql, parameters).await })
+        let taken = CallSite::Operation("prepare");
+        Box::pin(async move { db.borrow(taken).await?.prepare_sql(sql, parameters).await })
     }
     describe(sql) {
         let db = db.clone();
-        Box::pin(async move { db.acquire().await?.describe_sql(sql).await })
+        let taken = CallSite::Operation("describe");
+        Box::pin(async move { db.borrow(taken).await?.describe_sql(sql).await })
     }
 }

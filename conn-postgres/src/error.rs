@@ -10,6 +10,7 @@ use resilience_core::{CallError, Name, RotationError};
 use sqlx::postgres::PgDatabaseError;
 
 use crate::classify::Context;
+use crate::holders::Holder;
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
@@ -35,13 +36,19 @@ pub enum Error {
     /// There were no credentials yet to connect with, and their provider gave none.
     #[error("cannot connect without credentials: {0}")]
     Credentials(RotationError),
+    /// The manager is being drained: what runs may end, and nothing new begins.
+    #[error("the pool {pool:?} is draining and lends nothing new; ask another instance")]
+    Draining {
+        /// The pool's name.
+        pool: Name,
+    },
     /// The manager was drained: its connections are closed.
-    #[error("the pool {pool:?} is closed")]
+    #[error("the pool {pool:?} was drained and is closed; connect a new manager")]
     Closed {
         /// The pool's name.
         pool: Name,
     },
-    /// The call was not made: the circuit is open, the deadline has passed, or the manager is draining.
+    /// The call was not made: the circuit is open, or the deadline has passed.
     #[error(transparent)]
     Rejected(Box<CallError<Infallible>>),
     /// The driver's or the server's own error.
@@ -125,9 +132,10 @@ impl Error {
     fn kind(&self) -> io::ErrorKind {
         match self {
             Self::Exhausted(_) | Self::Starved { .. } => io::ErrorKind::TimedOut,
-            Self::Unreachable(_) | Self::Credentials(_) | Self::Closed { .. } => {
-                io::ErrorKind::NotConnected
-            }
+            Self::Unreachable(_)
+            | Self::Credentials(_)
+            | Self::Draining { .. }
+            | Self::Closed { .. } => io::ErrorKind::NotConnected,
             _ => io::ErrorKind::Other,
         }
     }
@@ -165,7 +173,9 @@ impl From<sqlx::migrate::MigrateError> for Error {
 /// All connections are lent out, and none came back in time.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 #[error(
-    "pool {pool:?} is exhausted: {in_use} of {limit} connections are in use and none came back within {waited:?}"
+    "pool {pool:?} is exhausted: {in_use} of {limit} connections are in use and none came back within {waited:?}{}; \
+     hold connections for less long, or raise pool_size or max_overflow",
+    Longest(.longest)
 )]
 #[non_exhaustive]
 pub struct Exhausted {
@@ -177,6 +187,8 @@ pub struct Exhausted {
     pub in_use: usize,
     /// How long the caller waited.
     pub waited: Duration,
+    /// Who had held a connection for longest when the wait ended.
+    pub longest: Option<Holder>,
     pub(crate) spent: bool,
 }
 
@@ -236,9 +248,22 @@ impl fmt::Display for Cause<'_> {
     }
 }
 
+/// The part of a sentence that tells who has had a connection for longest.
+struct Longest<'a>(&'a Option<Holder>);
+
+impl fmt::Display for Longest<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Some(Holder { held, taken }) = self.0 else { return Ok(()) };
+        // Nobody wants to read its nanoseconds.
+        let held = Duration::from_millis(held.as_millis() as u64);
+        write!(f, "; the longest has been held for {held:?} by {taken}")
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::holders::CallSite;
 
     #[test]
     fn our_own_errors_survive_the_way_through_sqlx() {
@@ -247,10 +272,17 @@ mod tests {
             limit: 2,
             in_use: 2,
             waited: Duration::from_secs(1),
+            longest: Some(Holder {
+                held: Duration::from_micros(3_200_400),
+                taken: CallSite::Operation("migrate"),
+            }),
             spent: false,
         };
         let there = sqlx::Error::from(Error::from(exhausted.clone()));
-        assert!(there.to_string().contains("2 of 2 connections are in use"), "{there}");
+        let text = "pool \"db\" is exhausted: 2 of 2 connections are in use and none came back within 1s; \
+                    the longest has been held for 3.2s by migrate; \
+                    hold connections for less long, or raise pool_size or max_overflow";
+        assert!(there.to_string().ends_with(text), "{there}");
         let Error::Exhausted(back) = Error::from(there) else { panic!("it changed its kind") };
         assert_eq!(back, exhausted);
     }

@@ -12,11 +12,13 @@ use tokio::time::{Instant, timeout_at};
 use crate::conn::Conn;
 use crate::defaults::HEALTH_TIMEOUT;
 use crate::error::Error;
+use crate::holders::CallSite;
 use crate::manager::DatabaseManager;
 use crate::session::Session;
 use crate::track::silence;
 
 const PING: &str = "SELECT 1";
+const TAKEN: CallSite = CallSite::Operation("health");
 
 impl DatabaseManager {
     /// Asks the database for an answer, within 5 s. Bypasses pipeline and queue, and moves no breaker.
@@ -32,14 +34,14 @@ impl DatabaseManager {
     }
 
     async fn look(&self, deadline: Deadline) -> Result<(), Error> {
-        let Some(mut conn) = self.pool.try_acquire(deadline).await? else {
+        let Some(mut conn) = self.pool.try_acquire(deadline, TAKEN).await? else {
             return self.look_beside_the_pool(deadline).await;
         };
         match ping(&mut conn).await {
             // It had been lying idle since before the server went away; that is not how it is now.
             Err(_) if !conn.is_alive() => {
                 drop(conn);
-                match self.pool.try_acquire(deadline).await? {
+                match self.pool.try_acquire(deadline, TAKEN).await? {
                     Some(mut conn) => ping(&mut conn).await,
                     None => self.look_beside_the_pool(deadline).await,
                 }

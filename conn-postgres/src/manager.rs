@@ -12,7 +12,7 @@ use resilience_core::{
     PoolStatus, RetryBudget, WatchedEndpoints,
 };
 use sqlx::migrate::Migrator;
-use tokio::time::timeout_at;
+use tokio::time::{Instant, timeout_at};
 
 use crate::classify::{Context, PgClassifier, is_stale_plan};
 use crate::config::DatabaseConfig;
@@ -21,6 +21,7 @@ use crate::connector::Connector;
 use crate::defaults::SHORTEST_FAIR_ATTEMPT;
 use crate::endpoints::Endpoints;
 use crate::error::Error;
+use crate::holders::CallSite;
 use crate::pool::Pool;
 use crate::session::Session;
 use crate::track::{Report, silence};
@@ -103,12 +104,13 @@ impl DatabaseManager {
     /// # Cancel safety
     ///
     /// Dropping the future drops the closure's; its connection is closed if work was left undone.
-    pub async fn read<T, F, Fut>(&self, f: F) -> Result<T, CallError<Error>>
+    #[track_caller]
+    pub fn read<T, F, Fut>(&self, f: F) -> impl Future<Output = Result<T, CallError<Error>>>
     where
         F: Fn(Conn) -> Fut,
         Fut: Future<Output = Result<T, Error>> + Send,
     {
-        self.call(Call::read(), f).await
+        self.call(Call::read(), f)
     }
 
     /// Runs `f`, which changes something, and repeats it only where it is proven not to have taken effect.
@@ -120,12 +122,13 @@ impl DatabaseManager {
     /// # Cancel safety
     ///
     /// Dropping the future drops the closure's; what it had sent may or may not take effect.
-    pub async fn write<T, F, Fut>(&self, f: F) -> Result<T, CallError<Error>>
+    #[track_caller]
+    pub fn write<T, F, Fut>(&self, f: F) -> impl Future<Output = Result<T, CallError<Error>>>
     where
         F: Fn(Conn) -> Fut,
         Fut: Future<Output = Result<T, Error>> + Send,
     {
-        self.call(Call::write(), f).await
+        self.call(Call::write(), f)
     }
 
     /// Runs `f`, which changes something but no more when done twice, and repeats it where that may help.
@@ -137,12 +140,16 @@ impl DatabaseManager {
     /// # Cancel safety
     ///
     /// Dropping the future drops the closure's; what it had sent may or may not take effect.
-    pub async fn write_idempotent<T, F, Fut>(&self, f: F) -> Result<T, CallError<Error>>
+    #[track_caller]
+    pub fn write_idempotent<T, F, Fut>(
+        &self,
+        f: F,
+    ) -> impl Future<Output = Result<T, CallError<Error>>>
     where
         F: Fn(Conn) -> Fut,
         Fut: Future<Output = Result<T, Error>> + Send,
     {
-        self.call(Call::write_idempotent(), f).await
+        self.call(Call::write_idempotent(), f)
     }
 
     /// Runs `f` as the kind of call that `call` says: with a name or a deadline of its own.
@@ -154,14 +161,22 @@ impl DatabaseManager {
     /// # Cancel safety
     ///
     /// Dropping the future drops the closure's; what it had sent may or may not take effect.
-    pub async fn call<T, F, Fut>(&self, call: Call, f: F) -> Result<T, CallError<Error>>
+    #[track_caller]
+    pub fn call<T, F, Fut>(
+        &self,
+        call: Call,
+        f: F,
+    ) -> impl Future<Output = Result<T, CallError<Error>>>
     where
         F: Fn(Conn) -> Fut,
         Fut: Future<Output = Result<T, Error>> + Send,
     {
-        let (f, stale) = (&f, &AtomicBool::new(false));
-        let operation = |attempt| Box::pin(self.attempt(attempt, f, stale));
-        self.pipeline.run(call, &PgClassifier, operation).await
+        let taken = CallSite::here();
+        async move {
+            let (f, stale) = (&f, &AtomicBool::new(false));
+            let operation = |attempt| Box::pin(self.attempt(attempt, taken, f, stale));
+            self.pipeline.run(call, &PgClassifier, operation).await
+        }
     }
 
     /// [`read`](Self::read), and when the database cannot be had, `fallback`: each has half of the time.
@@ -173,20 +188,24 @@ impl DatabaseManager {
     /// # Cancel safety
     ///
     /// That of [`read`](Self::read), and that of the fallback.
-    pub async fn read_or<T, F, Fut, Alt, AltErr>(
+    #[track_caller]
+    pub fn read_or<T, F, Fut, Alt, AltErr>(
         &self,
         f: F,
         fallback: impl FnOnce(CallError<Error>) -> Alt,
-    ) -> Result<T, AltErr>
+    ) -> impl Future<Output = Result<T, AltErr>>
     where
         F: Fn(Conn) -> Fut,
         Fut: Future<Output = Result<T, Error>> + Send,
         Alt: Future<Output = Result<T, AltErr>>,
         AltErr: From<CallError<Error>>,
     {
-        let (f, stale) = (&f, &AtomicBool::new(false));
-        let operation = |attempt| Box::pin(self.attempt(attempt, f, stale));
-        self.pipeline.run_or(Call::read(), &PgClassifier, operation, fallback).await
+        let taken = CallSite::here();
+        async move {
+            let (f, stale) = (&f, &AtomicBool::new(false));
+            let operation = |attempt| Box::pin(self.attempt(attempt, taken, f, stale));
+            self.pipeline.run_or(Call::read(), &PgClassifier, operation, fallback).await
+        }
     }
 
     /// Runs `f` in a transaction: commits on `Ok`, rolls back on `Err`. Where the server rolled it back
@@ -212,31 +231,35 @@ impl DatabaseManager {
     /// # Cancel safety
     ///
     /// Dropping the future rolls back, unless COMMIT was sent already.
-    pub async fn transaction<T, F, Fut>(&self, f: F) -> Result<T, CallError<Error>>
+    #[track_caller]
+    pub fn transaction<T, F, Fut>(&self, f: F) -> impl Future<Output = Result<T, CallError<Error>>>
     where
         F: Fn(Tx<'static>) -> Fut,
         Fut: Future<Output = Result<T, Error>> + Send,
     {
-        let f = &f;
-        let body = move |mut conn: Conn| async move {
-            Session::begin(&mut conn).await?;
-            let home = Home::default();
-            let result = f(home.lend(conn)).await;
-            let Some(mut conn) = home.take() else {
-                return result.and(Err(Error::Unfinished));
-            };
-            match result {
-                Ok(value) => Session::commit(&mut conn).await.map(|()| value),
-                Err(error) => {
-                    // Where this fails, the server rolls back by itself.
-                    let _ = Session::rollback(&mut conn).await;
-                    Err(error)
+        let taken = CallSite::here();
+        async move {
+            let f = &f;
+            let body = move |mut conn: Conn| async move {
+                Session::begin(&mut conn).await?;
+                let home = Home::default();
+                let result = f(home.lend(conn)).await;
+                let Some(mut conn) = home.take() else {
+                    return result.and(Err(Error::Unfinished));
+                };
+                match result {
+                    Ok(value) => Session::commit(&mut conn).await.map(|()| value),
+                    Err(error) => {
+                        // Where this fails, the server rolls back by itself.
+                        let _ = Session::rollback(&mut conn).await;
+                        Err(error)
+                    }
                 }
-            }
-        };
-        let (body, stale) = (&body, &AtomicBool::new(false));
-        let operation = |attempt| Box::pin(self.attempt(attempt, body, stale));
-        self.pipeline.run(Call::write().named("transaction"), &PgClassifier, operation).await
+            };
+            let (body, stale) = (&body, &AtomicBool::new(false));
+            let operation = |attempt| Box::pin(self.attempt(attempt, taken, body, stale));
+            self.pipeline.run(Call::write().named("transaction"), &PgClassifier, operation).await
+        }
     }
 
     /// Borrows a connection to use outside a closure. Each operation on it has the attempt timeout.
@@ -245,13 +268,15 @@ impl DatabaseManager {
     ///
     /// # Errors
     ///
-    /// Why none could be had: [`Error::Exhausted`], [`Error::Unreachable`], [`Error::Rejected`].
+    /// Why none could be had: [`Error::Exhausted`], [`Error::Unreachable`], [`Error::Rejected`],
+    /// [`Error::Draining`], [`Error::Closed`].
     ///
     /// # Cancel safety
     ///
     /// Dropping the future gives up the place in the queue, or the connection.
-    pub async fn acquire(&self) -> Result<Conn, Error> {
-        self.lease("acquire", async |conn| Ok(conn)).await
+    #[track_caller]
+    pub fn acquire(&self) -> impl Future<Output = Result<Conn, Error>> + Send {
+        self.borrow(CallSite::here())
     }
 
     /// Begins a transaction to use outside a closure. Each operation in it has the attempt timeout.
@@ -260,17 +285,19 @@ impl DatabaseManager {
     ///
     /// # Errors
     ///
-    /// Why none could be had: [`Error::Exhausted`], [`Error::Unreachable`], [`Error::Rejected`].
+    /// Why none could be had: [`Error::Exhausted`], [`Error::Unreachable`], [`Error::Rejected`],
+    /// [`Error::Draining`], [`Error::Closed`].
     ///
     /// # Cancel safety
     ///
     /// Dropping the future leaves no open transaction to anyone.
-    pub async fn begin(&self) -> Result<Tx<'static>, Error> {
+    #[track_caller]
+    pub fn begin(&self) -> impl Future<Output = Result<Tx<'static>, Error>> + Send {
         let begin = async |mut conn: Conn| {
             Session::begin(&mut conn).await?;
             Ok(Tx::owned(conn))
         };
-        self.lease("begin", begin).await
+        self.lease("begin", CallSite::here(), begin)
     }
 
     /// Runs `migrator` on a connection of its own, by `deadline`, outside pipeline and statement timeout.
@@ -288,12 +315,12 @@ impl DatabaseManager {
     pub async fn migrate(&self, migrator: &Migrator, deadline: Deadline) -> Result<(), Error> {
         let deadline = deadline.inherited();
         if self.pipeline.is_draining() {
-            return Err(Error::Closed { pool: self.pool.name().clone() });
+            return Err(self.pool.refusal());
         }
-        let _place = self.pool.place(deadline).await?;
+        let mut place = self.pool.place(deadline).await?;
         let limit = deadline.remaining();
         let mut raw = self.pool.connector.open_with(deadline, Some(limit)).await?.raw;
-        let _lent = self.pool.lent();
+        place.hold(Instant::now(), CallSite::Operation("migrate"));
         match timeout_at(deadline.instant(), migrator.run_direct(None, &mut raw, false)).await {
             Ok(result) => {
                 result?;
@@ -304,17 +331,21 @@ impl DatabaseManager {
         }
     }
 
-    /// Opens a connection, unless one is idle.
+    /// Opens connections until `min_idle` are idle, and one at the least. The first is opened alone, so
+    /// that a server which is down is asked once; then up to eight at a time. It stops where all places
+    /// are taken.
     ///
     /// # Errors
     ///
-    /// Why none could be had by `deadline`.
+    /// Why they could not be had by `deadline`. Those that could stay open.
     ///
     /// # Cancel safety
     ///
-    /// Dropping the future leaves nothing behind.
+    /// Dropping the future gives up what is being opened; what was opened stays open.
     pub async fn warm_up(&self, deadline: Deadline) -> Result<(), CallError<Error>> {
-        self.call(Call::read().named("warm_up").by(deadline), async |_| Ok(())).await
+        let operation = |attempt: Attempt| Box::pin(self.pool.warm_up(attempt.deadline));
+        let call = Call::read().named("warm_up").by(deadline);
+        self.pipeline.run(call, &PgClassifier, operation).await
     }
 
     /// The pool's figures. `max` is `pool_size + max_overflow`.
@@ -353,6 +384,7 @@ impl DatabaseManager {
     async fn attempt<T, F, Fut>(
         &self,
         attempt: Attempt,
+        taken: CallSite,
         f: &F,
         stale: &AtomicBool,
     ) -> Result<T, Error>
@@ -363,7 +395,7 @@ impl DatabaseManager {
         let hurried = attempt.deadline.remaining() < SHORTEST_FAIR_ATTEMPT;
         let report = Arc::new(Report::default());
         let in_all = attempt.deadline.remaining();
-        let conn = self.pool.acquire(attempt.deadline).await?.reporting_to(&report);
+        let conn = self.pool.acquire(attempt.deadline, taken).await?.reporting_to(&report);
         conn.fairly(in_all, attempt.deadline, f).await.map_err(|error| {
             let Error::Sql(sql) = &error else { return error };
             let stale = is_stale_plan(&sql.error) && stale.swap(true, Ordering::Relaxed);
@@ -372,19 +404,33 @@ impl DatabaseManager {
         })
     }
 
+    /// [`acquire`](Self::acquire), for whom `taken` says.
+    pub(crate) async fn borrow(&self, taken: CallSite) -> Result<Conn, Error> {
+        self.lease("acquire", taken, async |conn| Ok(conn)).await
+    }
+
+    /// A call's error as ours.
+    pub(crate) fn error_of(&self, error: CallError<Error>) -> Error {
+        match error {
+            CallError::Draining(_) => self.pool.refusal(),
+            error => Error::from_call(error),
+        }
+    }
+
     /// Lends what `prepare` makes of a connection. Until then nothing has an effect, so it may be repeated.
     async fn lease<T>(
         &self,
         name: &'static str,
+        taken: CallSite,
         prepare: impl AsyncFn(Conn) -> Result<T, Error>,
     ) -> Result<T, Error> {
         let prepare = &prepare;
         let operation = |attempt: Attempt| async move {
-            let conn = self.pool.acquire(attempt.deadline).await?;
+            let conn = self.pool.acquire(attempt.deadline, taken).await?;
             prepare(conn.limited(self.attempt_timeout)).await
         };
         let result = self.pipeline.run(Call::read().named(name), &PgClassifier, operation).await;
-        result.map_err(Error::from_call)
+        result.map_err(|error| self.error_of(error))
     }
 }
 

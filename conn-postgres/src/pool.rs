@@ -2,16 +2,21 @@
 //!
 //! A place is the right to hold one connection. There are `pool_size + max_overflow` of them; whoever has
 //! one takes an idle connection or opens a new one. Giving back needs no I/O, so neither does dropping.
+//! A connection that was used a moment ago is lent as it is; one that lay idle for long is asked first.
+
+mod place;
+mod reaper;
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use futures_util::{StreamExt, TryStreamExt, stream};
 use resilience_core::{Deadline, Event, Name, PoolStatus, Standstill, emit};
 use tokio::sync::{Semaphore, TryAcquireError};
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::{Instant, timeout_at};
 
 use crate::config::DatabaseConfig;
 use crate::conn::Conn;
@@ -19,38 +24,62 @@ use crate::connector::Connector;
 use crate::defaults::{LIFETIME_JITTER, SHORTEST_FAIR_ATTEMPT};
 use crate::error::{Error, Exhausted, Unreachable};
 use crate::follow::Followers;
+use crate::holders::{CallSite, Holders};
 use crate::session::Session;
 use crate::track::silence;
+
+pub(crate) use place::Place;
 
 /// Time for which this process must have stood still for an idle connection to be asked before it is lent:
 /// the end of many at once may have gone by unheard, and each would fail a call.
 const SUSPICIOUS: Duration = Duration::from_secs(1);
 
-/// The longest that such a connection may take to answer.
+/// The longest that an idle connection may take to answer.
 const TEST_LIMIT: Duration = Duration::from_secs(1);
 
-/// How often idle connections are looked through at the least, while there are any.
-const LONGEST_REAPER_PERIOD: Duration = Duration::from_secs(30);
+/// Connections that one warm-up opens at a time: a server forks a process for each.
+const OPENED_AT_ONCE: usize = 8;
 
 pub(crate) struct Pool {
     name: Name,
     pub(crate) connector: Connector,
     size: usize,
+    min_idle: usize,
     limit: usize,
     acquire_timeout: Duration,
+    connect_timeout: Duration,
     idle_timeout: Duration,
     max_lifetime: Duration,
+    test_after: Duration,
+    leak_threshold: Option<Duration>,
     places: Semaphore,
-    /// The last to come back is the first to go out, so that a quiet pool shrinks.
-    idle: Mutex<Vec<Session>>,
-    lent: AtomicUsize,
+    shelf: Mutex<Shelf>,
     waiting: AtomicUsize,
-    closed: AtomicBool,
     /// Why connections cannot be opened, since the last that could or that came back well.
     trouble: Mutex<Option<Unreachable>>,
     troubled: AtomicBool,
     reaper: Mutex<Option<JoinHandle<()>>>,
     followers: Followers,
+}
+
+/// What lies here, and who has the rest.
+struct Shelf {
+    /// The last to come back is the first to go out, so that a quiet pool shrinks.
+    idle: Vec<Session>,
+    /// How many may lie here: none once the pool is closed.
+    room: usize,
+    holders: Holders,
+}
+
+impl Shelf {
+    /// Gives `session` back where there is no room.
+    fn put(&mut self, session: Session) -> Option<Session> {
+        if self.idle.len() >= self.room {
+            return Some(session);
+        }
+        self.idle.push(session);
+        None
+    }
 }
 
 impl Pool {
@@ -61,15 +90,17 @@ impl Pool {
             name: config.name.clone(),
             connector,
             size,
+            min_idle: config.tuning.min_idle as usize,
             limit,
             acquire_timeout: config.tuning.acquire_timeout,
+            connect_timeout: config.tuning.connect_timeout,
             idle_timeout: config.tuning.idle_timeout,
             max_lifetime: config.tuning.max_lifetime,
+            test_after: config.tuning.test_after,
+            leak_threshold: config.tuning.leak_threshold,
             places: Semaphore::new(limit),
-            idle: Mutex::new(Vec::new()),
-            lent: AtomicUsize::new(0),
+            shelf: Mutex::new(Shelf { idle: Vec::new(), room: size, holders: Holders::default() }),
             waiting: AtomicUsize::new(0),
-            closed: AtomicBool::new(false),
             trouble: Mutex::new(None),
             troubled: AtomicBool::new(false),
             reaper: Mutex::new(None),
@@ -81,24 +112,28 @@ impl Pool {
         &self.name
     }
 
-    /// Lends a connection by `deadline`. The pool's own time limits the wait for a place alone: one that
-    /// was long must not leave the connect so little that the server is taken for unreachable.
-    pub(crate) async fn acquire(self: &Arc<Self>, deadline: Deadline) -> Result<Conn, Error> {
-        if let Some(place) = self.try_place()? {
+    /// Lends a connection by `deadline` to whom `taken` says. The pool's own time limits the wait for a place
+    /// alone: one that was long must not leave the connect so little that the server is taken for unreachable.
+    pub(crate) async fn acquire(
+        self: &Arc<Self>,
+        deadline: Deadline,
+        taken: CallSite,
+    ) -> Result<Conn, Error> {
+        if let Some(mut place) = self.try_place()? {
             let now = Instant::now();
-            if let Some(session) = self.take_idle(now).await {
+            if let Some(session) = self.take_idle(&mut place, now, taken).await {
                 return Ok(self.lend(session, place, now, Duration::ZERO, Duration::ZERO));
             }
-            return self.open(place, deadline, Duration::ZERO).await;
+            return self.open(place, deadline, taken, Duration::ZERO).await;
         }
         let started = Instant::now();
         let patience = Deadline::at(started + self.acquire_timeout).min(deadline);
-        let place = self.queue(patience, started).await?;
+        let mut place = self.queue(patience, started).await?;
         let now = Instant::now();
         let queued = now.saturating_duration_since(started);
-        match self.take_idle(now).await {
+        match self.take_idle(&mut place, now, taken).await {
             Some(session) => Ok(self.lend(session, place, now, queued, Duration::ZERO)),
-            None => self.open(place, deadline, queued).await,
+            None => self.open(place, deadline, taken, queued).await,
         }
     }
 
@@ -106,14 +141,15 @@ impl Pool {
     pub(crate) async fn try_acquire(
         self: &Arc<Self>,
         deadline: Deadline,
+        taken: CallSite,
     ) -> Result<Option<Conn>, Error> {
-        let Some(place) = self.try_place()? else { return Ok(None) };
+        let Some(mut place) = self.try_place()? else { return Ok(None) };
         let now = Instant::now();
-        match self.take_idle(now).await {
+        match self.take_idle(&mut place, now, taken).await {
             Some(session) => {
                 Ok(Some(self.lend(session, place, now, Duration::ZERO, Duration::ZERO)))
             }
-            None => self.open(place, deadline, Duration::ZERO).await.map(Some),
+            None => self.open(place, deadline, taken, Duration::ZERO).await.map(Some),
         }
     }
 
@@ -125,55 +161,23 @@ impl Pool {
         }
     }
 
-    /// Counts a connection beside those of the pool as lent, for as long as it is held.
-    pub(crate) fn lent(&self) -> Lent<'_> {
-        self.lent.fetch_add(1, Ordering::Relaxed);
-        Lent(self)
+    /// Opens connections until as many are idle as shall be at the least, and one in any case.
+    pub(crate) async fn warm_up(self: &Arc<Self>, deadline: Deadline) -> Result<(), Error> {
+        drop(self.acquire(deadline, CallSite::Operation("warm_up")).await?);
+        let missing = self.min_idle.saturating_sub(self.shelf().idle.len());
+        let opening = stream::iter(0..missing).map(|_| self.open_idle(deadline));
+        opening.buffer_unordered(OPENED_AT_ONCE).try_for_each(|_| async { Ok(()) }).await
     }
 
     pub(crate) fn status(&self) -> PoolStatus {
+        let shelf = self.shelf();
         PoolStatus {
-            in_use: self.lent.load(Ordering::Relaxed),
-            idle: self.idle().len(),
+            in_use: shelf.holders.len(),
+            idle: shelf.idle.len(),
             max: self.limit,
             waiting: self.waiting.load(Ordering::Relaxed),
             idle_max: self.size,
-            idle_min: 0,
-        }
-    }
-
-    /// Takes a session back: idle if it may be used on and there is room, else closed.
-    pub(crate) fn give_back(&self, mut session: Session, now: Instant) {
-        self.lent.fetch_sub(1, Ordering::Relaxed);
-        if !session.is_clean() {
-            let epoch_is_over = !session.track.is_current(now);
-            tracing::debug!(target: "shared_external::postgres", pool = %self.name, ?session, "connection discarded");
-            drop(session);
-            if epoch_is_over {
-                self.sweep(now);
-            }
-            return;
-        }
-        if self.troubled.load(Ordering::Relaxed) {
-            self.settle_trouble(None);
-        }
-        if !session.track.is_current(now) {
-            session.close();
-            return self.sweep(now);
-        }
-        session.track.renew(now);
-        let surplus = {
-            let mut idle = self.idle();
-            match idle.len() < self.size && !self.closed.load(Ordering::Acquire) {
-                true => {
-                    idle.push(session);
-                    None
-                }
-                false => Some(session),
-            }
-        };
-        if let Some(session) = surplus {
-            session.close();
+            idle_min: self.min_idle,
         }
     }
 
@@ -181,9 +185,12 @@ impl Pool {
     pub(crate) async fn drain(&self, deadline: Deadline) -> usize {
         let all = u32::try_from(self.limit).unwrap_or(u32::MAX);
         let returned = timeout_at(deadline.instant(), self.places.acquire_many(all)).await;
-        self.closed.store(true, Ordering::Release);
         self.places.close();
-        let idle = std::mem::take(&mut *self.idle());
+        let idle = {
+            let mut shelf = self.shelf();
+            shelf.room = 0;
+            std::mem::take(&mut shelf.idle)
+        };
         for session in idle {
             session.close();
         }
@@ -193,11 +200,17 @@ impl Pool {
         }
     }
 
-    /// Closes idle connections that may not be used on.
+    /// Closes idle connections that may not be used on, and those that nobody needed for long, but for as
+    /// many as shall be idle at the least.
     pub(crate) fn sweep(&self, now: Instant) {
         let expired: Vec<_> = {
-            let mut idle = self.idle();
-            idle.extract_if(.., |session| !self.may_lend(session, now)).collect()
+            let idle = &mut self.shelf().idle;
+            let mut expired: Vec<_> =
+                idle.extract_if(.., |session| !session.track.is_current(now)).collect();
+            let spare = idle.len().saturating_sub(self.min_idle);
+            // Those that have lain longest come first.
+            expired.extend(idle.extract_if(..spare, |session| self.is_unneeded(session, now)));
+            expired
         };
         for session in expired {
             session.close();
@@ -205,21 +218,26 @@ impl Pool {
     }
 
     pub(crate) fn is_closed(&self) -> bool {
-        self.closed.load(Ordering::Acquire)
+        self.places.is_closed()
     }
 
-    fn closed_error(&self) -> Error {
-        Error::Closed { pool: self.name.clone() }
+    /// Why nothing is lent once draining has begun.
+    pub(crate) fn refusal(&self) -> Error {
+        let pool = self.name.clone();
+        match self.is_closed() {
+            true => Error::Closed { pool },
+            false => Error::Draining { pool },
+        }
     }
 
     fn try_place(self: &Arc<Self>) -> Result<Option<Place>, Error> {
         match self.places.try_acquire() {
             Ok(permit) => {
                 permit.forget();
-                Ok(Some(Place(Arc::clone(self))))
+                Ok(Some(Place::new(self)))
             }
             Err(TryAcquireError::NoPermits) => Ok(None),
-            Err(TryAcquireError::Closed) => Err(self.closed_error()),
+            Err(TryAcquireError::Closed) => Err(self.refusal()),
         }
     }
 
@@ -229,9 +247,9 @@ impl Pool {
         match timeout_at(deadline.instant(), self.places.acquire()).await {
             Ok(Ok(permit)) => {
                 permit.forget();
-                Ok(Place(Arc::clone(self)))
+                Ok(Place::new(self))
             }
-            Ok(Err(_)) => Err(self.closed_error()),
+            Ok(Err(_)) => Err(self.refusal()),
             Err(_) => Err(self.waited_in_vain(started)),
         }
     }
@@ -239,7 +257,12 @@ impl Pool {
     /// Exhausted, if connections work; else why they do not.
     fn waited_in_vain(&self, started: Instant) -> Error {
         emit(&Event::AcquireTimedOut { pool: &self.name });
-        let (waited, in_use) = (started.elapsed(), self.lent.load(Ordering::Relaxed));
+        let now = Instant::now();
+        let waited = now.saturating_duration_since(started);
+        let (in_use, longest) = {
+            let holders = &self.shelf().holders;
+            (holders.len(), holders.longest(now))
+        };
         if let Some(trouble) = &*self.trouble.lock().unwrap_or_else(PoisonError::into_inner) {
             return trouble.clone().into();
         }
@@ -250,42 +273,110 @@ impl Pool {
                 endpoints.first().map_or_else(|| "any endpoint".into(), |it| Arc::clone(&it.label));
             return Unreachable::new(label, silence(waited)).into();
         }
-        Exhausted { pool: self.name.clone(), limit: self.limit, in_use, waited, spent: false }
-            .into()
+        Exhausted {
+            pool: self.name.clone(),
+            limit: self.limit,
+            in_use,
+            waited,
+            longest,
+            spent: false,
+        }
+        .into()
     }
 
-    async fn take_idle(&self, now: Instant) -> Option<Session> {
+    /// The connection that came back last, unless it may not be used on or does not answer when asked.
+    async fn take_idle(&self, place: &mut Place, now: Instant, taken: CallSite) -> Option<Session> {
         if self.connector.endpoints.refresh() {
             self.sweep(now);
         }
         loop {
-            let mut session = self.idle().pop()?;
-            if !self.may_lend(&session, now) {
-                session.close();
-                continue;
+            let (mut session, fitness) = {
+                let mut shelf = self.shelf();
+                let session = shelf.idle.pop()?;
+                let fitness = self.fitness(&session, now, shelf.idle.len() < self.min_idle);
+                if fitness == Fitness::Good {
+                    place.ticket = Some(shelf.holders.enter(now, taken));
+                }
+                (session, fitness)
+            };
+            match fitness {
+                Fitness::Good => return Some(session),
+                Fitness::Over => session.close(),
+                // Boxed: it is seldom needed, and every future that borrows would carry it.
+                Fitness::Doubtful => match Box::pin(session.answers(TEST_LIMIT)).await {
+                    true => {
+                        place.hold(now, taken);
+                        return Some(session);
+                    }
+                    false => self.condemn(session),
+                },
             }
-            if Standstill::since(session.track.idle_since).time() < SUSPICIOUS {
-                return Some(session);
-            }
-            // Boxed: it is seldom needed, and every future that borrows would carry it.
-            if Box::pin(session.answers(TEST_LIMIT)).await {
-                return Some(session);
-            }
-            tracing::debug!(target: "shared_external::postgres", pool = %self.name, ?session, "an idle connection was lost while this process stood still");
         }
     }
 
-    fn may_lend(&self, session: &Session, now: Instant) -> bool {
-        let idle = now.saturating_duration_since(session.track.idle_since);
-        session.track.is_current(now) && idle < self.idle_timeout
+    fn fitness(&self, session: &Session, now: Instant, is_kept: bool) -> Fitness {
+        let track = &session.track;
+        let is_unneeded = self.is_unneeded(session, now);
+        if !track.is_current(now) || is_unneeded && !is_kept {
+            return Fitness::Over;
+        }
+        let is_doubtful = is_unneeded
+            || now.saturating_duration_since(track.idle_since) >= self.test_after
+            || Standstill::since(track.idle_since).time() >= SUSPICIOUS;
+        if is_doubtful { Fitness::Doubtful } else { Fitness::Good }
+    }
+
+    fn is_unneeded(&self, session: &Session, now: Instant) -> bool {
+        now.saturating_duration_since(session.track.idle_since) >= self.idle_timeout
+    }
+
+    /// Closes a connection that did not answer, and those that have been idle for as long: to ask each
+    /// would cost its borrower as long again.
+    fn condemn(&self, session: Session) {
+        let since = session.track.idle_since;
+        let others: Vec<_> = {
+            let idle = &mut self.shelf().idle;
+            idle.extract_if(.., |other| other.track.idle_since <= since).collect()
+        };
+        tracing::debug!(target: "shared_external::postgres", pool = %self.name, ?session, others = others.len(), "an idle connection did not answer; those idle for longer are closed too");
+        for other in others {
+            other.close();
+        }
     }
 
     async fn open(
         self: &Arc<Self>,
-        place: Place,
+        mut place: Place,
         deadline: Deadline,
+        taken: CallSite,
         queued: Duration,
     ) -> Result<Conn, Error> {
+        let (session, elapsed) = self.open_session(deadline).await?;
+        let now = Instant::now();
+        place.hold(now, taken);
+        Ok(self.lend(session, place, now, queued, elapsed))
+    }
+
+    /// Opens a connection that nobody waits for. Says whether there was room for one.
+    async fn open_idle(self: &Arc<Self>, deadline: Deadline) -> Result<bool, Error> {
+        let Some(_place) = self.try_place()? else { return Ok(false) };
+        if self.shelf().idle.len() > self.places.available_permits() {
+            // Each of the idle ones may be wanted, and together with this one they would be too many.
+            return Ok(false);
+        }
+        let (session, _) = self.open_session(deadline).await?;
+        let surplus = self.shelf().put(session);
+        if let Some(session) = surplus {
+            session.close();
+        }
+        Ok(true)
+    }
+
+    /// Opens a connection by `deadline`. Says how long it took.
+    async fn open_session(
+        self: &Arc<Self>,
+        deadline: Deadline,
+    ) -> Result<(Session, Duration), Error> {
         // Before the connect: what is out of date may be why it fails.
         self.followers.ensure(self);
         let (opening, standstill) = (Instant::now(), Standstill::watch());
@@ -308,7 +399,7 @@ impl Pool {
         emit(&Event::ConnectionCreated { pool: &self.name, elapsed });
         let session = Session::new(opened, now + self.lifetime());
         self.ensure_reaper();
-        Ok(self.lend(session, place, now, queued, elapsed))
+        Ok((session, elapsed))
     }
 
     fn lend(
@@ -319,7 +410,6 @@ impl Pool {
         queued: Duration,
         opening: Duration,
     ) -> Conn {
-        self.lent.fetch_add(1, Ordering::Relaxed);
         emit(&Event::ConnectionAcquired { pool: &self.name, waited: queued + opening });
         Conn::new(session, place, now, queued)
     }
@@ -333,31 +423,21 @@ impl Pool {
         *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = trouble;
     }
 
-    fn idle(&self) -> MutexGuard<'_, Vec<Session>> {
+    fn shelf(&self) -> MutexGuard<'_, Shelf> {
         // No section panics half-way through a change.
-        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Starts the task that closes idle connections when nobody comes by, unless it runs. It ends with
-    /// the pool.
-    fn ensure_reaper(self: &Arc<Self>) {
-        let mut reaper = self.reaper.lock().unwrap_or_else(PoisonError::into_inner);
-        if reaper.as_ref().is_some_and(|task| !task.is_finished()) {
-            return;
-        }
-        let Some(runtime) = self.connector.runtime() else { return };
-        let period = (self.idle_timeout.min(self.max_lifetime) / 2).min(LONGEST_REAPER_PERIOD);
-        *reaper = Some(runtime.spawn(reap(Arc::downgrade(self), period)));
+        self.shelf.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-async fn reap(pool: Weak<Pool>, period: Duration) {
-    loop {
-        sleep(period).await;
-        let Some(pool) = pool.upgrade() else { return };
-        pool.connector.endpoints.refresh();
-        pool.sweep(Instant::now());
-    }
+/// Whether an idle connection can be lent.
+#[derive(Clone, Copy, Eq, PartialEq)]
+enum Fitness {
+    /// As it is.
+    Good,
+    /// If it answers.
+    Doubtful,
+    /// No longer.
+    Over,
 }
 
 impl fmt::Debug for Pool {
@@ -369,35 +449,77 @@ impl fmt::Debug for Pool {
     }
 }
 
-/// The right to hold one connection, given back on drop.
-#[derive(Debug)]
-pub(crate) struct Place(Arc<Pool>);
-
-impl Place {
-    pub(crate) fn pool(&self) -> &Arc<Pool> {
-        &self.0
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        self.0.places.add_permits(1);
-    }
-}
-
-/// A connection that counts as lent.
-pub(crate) struct Lent<'a>(&'a Pool);
-
-impl Drop for Lent<'_> {
-    fn drop(&mut self) {
-        self.0.lent.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
 struct Queued<'a>(&'a Pool);
 
 impl Drop for Queued<'_> {
     fn drop(&mut self) {
         self.0.waiting.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::advance;
+
+    use super::*;
+    use crate::config::DatabaseConfigBuilder;
+    use crate::holders::Holder;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    /// A pool whose server nobody asks.
+    pub(super) fn pool(
+        change: impl FnOnce(DatabaseConfigBuilder) -> DatabaseConfigBuilder,
+    ) -> Arc<Pool> {
+        let builder = DatabaseConfig::builder("postgresql://app@db.invalid/app");
+        let config = change(builder).build().unwrap();
+        Pool::new(&config, Connector::new(&config, Connector::hosts(&config)))
+    }
+
+    /// A place of `pool` that is held by `word`.
+    pub(super) async fn held(pool: &Arc<Pool>, word: &'static str) -> Place {
+        let mut place = pool.place(Deadline::within(SECOND)).await.unwrap();
+        place.hold(Instant::now(), CallSite::Operation(word));
+        place
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_exhausted_pool_tells_who_has_had_a_connection_for_longest() {
+        let pool = pool(|it| it.pool_size(1).max_overflow(2).acquire_timeout(2 * SECOND));
+        let deadline = Deadline::within(60 * SECOND);
+        let third = held(&pool, "ping").await;
+        let _first = held(&pool, "export").await;
+        advance(3 * SECOND).await;
+        let _second = held(&pool, "report").await;
+        drop(third);
+        let _connecting = pool.place(deadline).await.unwrap();
+
+        let error = pool.acquire(deadline, CallSite::Operation("late")).await.unwrap_err();
+        let Error::Exhausted(told) = error else { panic!("{error}") };
+        assert_eq!((told.limit, told.in_use, told.waited), (3, 2, 2 * SECOND));
+        let export = Holder { held: 5 * SECOND, taken: CallSite::Operation("export") };
+        assert_eq!(told.longest, Some(export));
+        assert_eq!(pool.status().waiting, 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_holder_is_forgotten_with_its_place() {
+        let pool = pool(|it| it);
+        let place = held(&pool, "migrate").await;
+        assert_eq!(pool.status().in_use, 1);
+        drop(place);
+        assert_eq!(pool.status().in_use, 0);
+        assert_eq!(pool.shelf().holders.longest(Instant::now()), None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_pool_is_not_called_closed_while_it_drains() {
+        let pool = pool(|it| it.pool_size(1).max_overflow(0));
+        assert!(matches!(pool.refusal(), Error::Draining { .. }));
+        let _held = held(&pool, "export").await;
+        assert_eq!(pool.drain(Deadline::within(SECOND)).await, 1);
+        assert!(matches!(pool.refusal(), Error::Closed { .. }));
+        let refused = pool.acquire(Deadline::within(SECOND), CallSite::here()).await.unwrap_err();
+        assert!(matches!(refused, Error::Closed { .. }), "{refused}");
     }
 }

@@ -182,7 +182,7 @@ async fn drain_waits_for_what_runs_refuses_what_is_new_and_closes_the_rest() {
     assert_eq!(drained.abandoned, 0);
     running.await.unwrap().unwrap();
     assert!(matches!(db.read(async |_| Ok(())).await, Err(CallError::Draining(_))));
-    assert!(matches!(db.acquire().await, Err(Error::Rejected(_))));
+    assert!(matches!(db.acquire().await, Err(Error::Closed { .. })));
     eventually("all are closed", async || backends(&mut admin, &name).await == 0).await;
 }
 

@@ -283,6 +283,7 @@ mod tests {
             match quantity {
                 Quantity::Count(count, _) => *count = index,
                 Quantity::Duration(duration) => *duration = index * Duration::from_secs(1),
+                Quantity::Limit(limit) => *limit = Some(index * Duration::from_secs(1)),
             }
             pairs.push((format!("redis_{key}").to_uppercase(), index.to_string()));
         }
@@ -315,6 +316,7 @@ mod tests {
             let held = match quantity {
                 Quantity::Count(count, _) => u64::from(*count),
                 Quantity::Duration(duration) => duration.as_secs(),
+                Quantity::Limit(limit) => limit.map_or(0, |it| it.as_secs()),
             };
             assert_eq!(held, u64::from(index), "{key}");
         }
@@ -327,6 +329,7 @@ mod tests {
             match quantity {
                 Quantity::Count(count, allowed) => *count = *allowed.end(),
                 Quantity::Duration(duration) => *duration = Duration::from_secs(24 * 3600),
+                Quantity::Limit(limit) => *limit = Some(Duration::from_secs(24 * 3600)),
             }
         }
         RedisManager::connect(builder.build().unwrap()).unwrap();

@@ -61,6 +61,7 @@ pub(crate) struct PoolMeters {
     pub(crate) create: Histogram,
     pub(crate) wait: Histogram,
     pub(crate) used: Histogram,
+    pub(crate) leaks: Counter,
     pub(crate) timeouts: Counter,
 }
 
@@ -71,6 +72,7 @@ impl PoolMeters {
             create: histogram!(names::CONNECTION_CREATE_TIME, &labels),
             wait: histogram!(names::CONNECTION_WAIT_TIME, &labels),
             used: histogram!(names::CONNECTION_USE_TIME, &labels),
+            leaks: counter!(names::CONNECTION_LEAKS, &labels),
             timeouts: counter!(names::CONNECTION_TIMEOUTS, &labels),
         }
     }

@@ -112,6 +112,8 @@ families! {
         "Connections that a pool keeps open whether or not they are used.";
     CONNECTION_PENDING_REQUESTS = "db_client_connection_pending_requests", Gauge, Count,
         "Borrowers waiting for a connection of a pool.";
+    CONNECTION_LEAKS = "db_client_connection_leaks_total", Counter, Count,
+        "Connections that were held for longer than their pool's leak threshold.";
     CONNECTION_TIMEOUTS = "db_client_connection_timeouts_total", Counter, Count,
         "Borrowers that waited as long as they may and got no connection.";
     CONNECTION_CREATE_TIME = "db_client_connection_create_time_seconds", Histogram, Seconds,

@@ -103,6 +103,9 @@ impl Observe for MetricsObserver {
             Event::ConnectionReleased { pool, used, .. } => {
                 self.pools.with(pool, |pool| pool.used.record(used));
             }
+            Event::ConnectionLeaked { pool, .. } => {
+                self.pools.with(pool, |pool| pool.leaks.increment(1));
+            }
             Event::AcquireTimedOut { pool, .. } => {
                 self.pools.with(pool, |pool| pool.timeouts.increment(1));
             }
@@ -369,6 +372,7 @@ mod tests {
             observer.on_event(&Event::ConnectionCreated { pool: &name, elapsed: time });
             observer.on_event(&Event::ConnectionAcquired { pool: &name, waited: time });
             observer.on_event(&Event::ConnectionReleased { pool: &name, used: time });
+            observer.on_event(&Event::ConnectionLeaked { pool: &name, held: time });
             observer.on_event(&Event::AcquireTimedOut { pool: &name });
             observer.on_event(&Event::RetryBudgetExhausted { name: &name });
             let (from, to) = (CircuitState::Closed, CircuitState::Open);
@@ -386,6 +390,7 @@ mod tests {
             r#"db_client_connection_create_time_seconds_count{db_client_connection_pool_name="cache"} 1"#,
             r#"db_client_connection_wait_time_seconds_sum{db_client_connection_pool_name="cache"} 0.03"#,
             r#"db_client_connection_use_time_seconds_bucket{db_client_connection_pool_name="cache",le="0.05"} 1"#,
+            r#"db_client_connection_leaks_total{db_client_connection_pool_name="cache"} 1"#,
             r#"db_client_connection_timeouts_total{db_client_connection_pool_name="cache"} 1"#,
             r#"resilience_retry_budget_exhausted_total{name="cache"} 1"#,
             r#"resilience_circuit_breaker_transitions_total{name="cache",from="closed",to="open"} 1"#,

@@ -31,6 +31,7 @@ fn everything_happens(name: &Name) {
     emit(&Event::ConnectionCreated { pool: name, elapsed });
     emit(&Event::ConnectionAcquired { pool: name, waited: elapsed });
     emit(&Event::ConnectionReleased { pool: name, used: elapsed });
+    emit(&Event::ConnectionLeaked { pool: name, held: elapsed });
     emit(&Event::AcquireTimedOut { pool: name });
 }
 

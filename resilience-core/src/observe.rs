@@ -229,6 +229,14 @@ pub enum Event<'a> {
         /// Time it was borrowed.
         used: Duration,
     },
+    /// A borrower has held a connection for longer than its pool's leak threshold. Told once for each; it may
+    /// still come back.
+    ConnectionLeaked {
+        /// The pool's name.
+        pool: &'a Name,
+        /// Time it has been borrowed so far.
+        held: Duration,
+    },
     /// A borrower waited as long as it may and got nothing.
     AcquireTimedOut {
         /// The pool's name.

@@ -176,6 +176,7 @@ impl Settings {
                 Quantity::Duration(duration) => {
                     *duration = self.duration(key).unwrap_or(*duration);
                 }
+                Quantity::Limit(limit) => *limit = self.duration(key).or(*limit),
             }
         }
     }

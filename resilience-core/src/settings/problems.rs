@@ -63,12 +63,16 @@ impl Problems {
                 Quantity::Count(count, allowed) if !allowed.contains(count) => {
                     self.wrong(key, Held::Text(count.to_string()), whole_number(&allowed));
                 }
-                Quantity::Duration(duration) if duration.is_zero() || *duration > LONGEST => {
-                    let held = Held::Text(format!("{duration:?}"));
-                    self.wrong(key, held, "above 0, a day at the most");
-                }
-                Quantity::Count(..) | Quantity::Duration(_) => {}
+                Quantity::Duration(duration) => self.check_duration(key, *duration),
+                Quantity::Limit(Some(limit)) => self.check_duration(key, *limit),
+                Quantity::Count(..) | Quantity::Limit(None) => {}
             }
+        }
+    }
+
+    fn check_duration(&mut self, key: &str, duration: Duration) {
+        if duration.is_zero() || duration > LONGEST {
+            self.wrong(key, Held::Text(format!("{duration:?}")), "above 0, a day at the most");
         }
     }
 

@@ -14,6 +14,8 @@ pub enum Quantity<'a> {
     Count(&'a mut u32, RangeInclusive<u32>),
     /// A duration above 0, a day at the most.
     Duration(&'a mut Duration),
+    /// The same, or none.
+    Limit(&'a mut Option<Duration>),
 }
 
 pub(super) fn whole_number(allowed: &RangeInclusive<u32>) -> String {

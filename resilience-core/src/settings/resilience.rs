@@ -120,7 +120,7 @@ mod tests {
             match quantity {
                 Quantity::Count(held, _) if name == key => *held = count,
                 Quantity::Duration(held) if name == key => *held = duration,
-                Quantity::Count(..) | Quantity::Duration(_) => {}
+                _ => {}
             }
         }
     }
