@@ -3,10 +3,10 @@
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, TcpListener};
 
-/// Picks ports of loopback, and holds them until it is dropped, so that it never gives one out twice.
+/// Picks ports of loopback, and holds each until it is released, so that neither we nor another `up` give it out twice.
 #[derive(Debug, Default)]
 pub struct Picker {
-    held: Vec<TcpListener>,
+    held: Vec<(u16, TcpListener)>,
 }
 
 impl Picker {
@@ -24,18 +24,29 @@ impl Picker {
         Err(io::Error::new(io::ErrorKind::AddrInUse, "no free port"))
     }
 
+    /// Lets `port` go for the server that is about to listen on it.
+    pub fn release(&mut self, port: u16) {
+        self.held.retain(|(held, _)| *held != port);
+    }
+
     /// Holds `port` on both loopback addresses: clients may try either for `localhost`.
     fn hold(&mut self, port: u16) -> Option<u16> {
         let v4 = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).ok()?;
         let port = v4.local_addr().ok()?.port();
         match TcpListener::bind((Ipv6Addr::LOCALHOST, port)) {
-            Ok(v6) => self.held.push(v6),
+            Ok(v6) => self.held.push((port, v6)),
             Err(error) if error.kind() == io::ErrorKind::AddrInUse => return None,
             Err(_) => {} // this machine has no IPv6
         }
-        self.held.push(v4);
+        self.held.push((port, v4));
         Some(port)
     }
+}
+
+/// Whether somebody else could listen on `port` of loopback now.
+#[must_use]
+pub fn is_free(port: u16) -> bool {
+    Picker::default().hold(port).is_some()
 }
 
 #[cfg(test)]
@@ -62,5 +73,9 @@ mod tests {
         let mut picker = Picker::default();
         assert_eq!(picker.pick(free).unwrap(), free);
         assert_ne!(picker.pick(free).unwrap(), free);
+        picker.release(free);
+        assert!(is_free(free), "the one server gets its port, the others' stay held");
+        assert_eq!(picker.held.iter().filter(|(port, _)| *port == free).count(), 0);
+        assert!(!picker.held.is_empty());
     }
 }
