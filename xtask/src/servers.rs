@@ -192,7 +192,7 @@ impl Servers {
         self.state.as_ref().map_or_else(external::env, own)
     }
 
-    /// A port of a server of ours: [`profile::TLS`], [`profile::PLAIN`] or [`profile::TRANSPORT`].
+    /// A port of a server of ours, by what it is for: [`profile::TLS`] or another of [`Service::ports`].
     #[must_use]
     pub fn port(&self, service: Service, purpose: &str) -> Option<u16> {
         self.state.as_ref()?.find(service)?.ports.get(purpose).copied()

@@ -12,6 +12,7 @@ use crate::{interrupt, status};
 /// Start PostgreSQL, Redis and OpenSearch, or those that are named, and wait until they answer
 ///
 /// Servers that run already are left alone, one that died is started again with its data: a second `up` costs nothing.
+/// In profile `ha`, PostgreSQL has a synchronous standby, PgBouncer, and toxiproxy before all three.
 /// They listen on loopback only, with TLS and throw-away certificates, and stay until `cargo xtask down`.
 /// `cargo xtask env` prints their addresses. Ctrl-C ends what was started.
 #[derive(Debug, Args)]

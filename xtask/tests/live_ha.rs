@@ -66,7 +66,16 @@ impl Ha {
 
     /// Runs a query at the address in `variable`; what it gives, or what was said against it.
     fn try_sql(&self, variable: &str, query: &str) -> Result<String, String> {
-        let output = self.psql(variable).args(["--command", query]).output().unwrap();
+        let mut psql = self.psql(variable).args(["--command", query]).spawn().unwrap();
+        let deadline = Deadline::after(PATIENCE);
+        while psql.try_wait().unwrap().is_none() {
+            if deadline.has_passed() {
+                psql.kill().unwrap();
+                return Err(format!("no answer within {PATIENCE:?}"));
+            }
+            pause(Duration::from_millis(10));
+        }
+        let output = psql.wait_with_output().unwrap();
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
         if output.status.success() { Ok(text(&output.stdout)) } else { Err(text(&output.stderr)) }
     }
