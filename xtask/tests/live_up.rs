@@ -2,13 +2,15 @@
 
 mod support;
 
+use std::net::{Ipv4Addr, TcpListener};
 use std::process::Command;
 use std::time::Duration;
 
 use xtask::clock::{Deadline, pause};
 use xtask::process::{Process, Signal};
-use xtask::servers::BackendKind;
+use xtask::servers::profile::TLS;
 use xtask::servers::state::State;
+use xtask::servers::{BackendKind, Service};
 
 use support::{Checkout, all_gone, interrupt, succeeded};
 
@@ -80,4 +82,25 @@ fn what_died_is_started_again_and_what_runs_is_left_alone() {
         let answer = checkout.run(&["status"]);
         assert!(String::from_utf8_lossy(&answer.stderr).contains("no servers are up"));
     }
+}
+
+#[test]
+fn a_port_lost_while_its_server_was_down_is_told_with_the_cure() {
+    let checkout = Checkout::new("lost-port");
+    // Of a server of this machine: an engine tells of the ports of its containers.
+    let up = || checkout.run(&["up", "--backend", "native", "redis"]);
+    succeeded(&up());
+    let state = checkout.dir().load().unwrap().unwrap();
+    let port = state.find(Service::Redis).unwrap().port(TLS);
+    for process in checkout.processes() {
+        process.end(Signal::KILL, Duration::from_secs(5)).unwrap();
+    }
+    let stranger = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).unwrap();
+    let failed = up();
+    let said = String::from_utf8_lossy(&failed.stderr);
+    let cause = format!("redis ended: another process has its port {port} now");
+    assert!(!failed.status.success() && said.contains(&cause), "{said}");
+    assert!(said.contains("`cargo xtask down`"), "{said}");
+    drop(stranger);
+    succeeded(&up());
 }

@@ -2,11 +2,14 @@
 
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, TcpListener};
+#[cfg(target_os = "linux")]
+use std::os::unix::net::{SocketAddr, UnixListener};
 
-/// Picks ports of loopback, and holds each until it is released, so that neither we nor another `up` give it out twice.
+/// Picks ports of loopback, and keeps each for the server that is to listen on it, against others that pick too.
 #[derive(Debug, Default)]
 pub struct Picker {
     held: Vec<(u16, TcpListener)>,
+    claims: Vec<Claim>,
 }
 
 impl Picker {
@@ -17,36 +20,61 @@ impl Picker {
     /// If the system has no port left.
     pub fn pick(&mut self, preferred: u16) -> io::Result<u16> {
         for port in std::iter::once(preferred).chain(std::iter::repeat_n(0, 20)) {
-            if let Some(port) = self.hold(port) {
+            let Some((port, listeners)) = listen(port) else { continue };
+            if let Some(claim) = Claim::on(port) {
+                self.claims.push(claim);
+                self.held.extend(listeners.into_iter().map(|listener| (port, listener)));
                 return Ok(port);
             }
         }
         Err(io::Error::new(io::ErrorKind::AddrInUse, "no free port"))
     }
 
-    /// Lets `port` go for the server that is about to listen on it.
+    /// Lets `port` go for the server that is about to listen on it. No other `up` picks it until this one is over.
     pub fn release(&mut self, port: u16) {
         self.held.retain(|(held, _)| *held != port);
     }
+}
 
-    /// Holds `port` on both loopback addresses: clients may try either for `localhost`.
-    fn hold(&mut self, port: u16) -> Option<u16> {
-        let v4 = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).ok()?;
-        let port = v4.local_addr().ok()?.port();
-        match TcpListener::bind((Ipv6Addr::LOCALHOST, port)) {
-            Ok(v6) => self.held.push((port, v6)),
-            Err(error) if error.kind() == io::ErrorKind::AddrInUse => return None,
-            Err(_) => {} // this machine has no IPv6
-        }
-        self.held.push((port, v4));
-        Some(port)
+/// Whether nobody listens on `port` of loopback.
+#[must_use]
+pub fn is_free(port: u16) -> bool {
+    listen(port).is_some()
+}
+
+/// Listens on both loopback addresses: clients may try either for `localhost`.
+fn listen(port: u16) -> Option<(u16, Vec<TcpListener>)> {
+    let v4 = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).ok()?;
+    let port = v4.local_addr().ok()?.port();
+    match TcpListener::bind((Ipv6Addr::LOCALHOST, port)) {
+        Ok(v6) => Some((port, vec![v4, v6])),
+        Err(error) if error.kind() == io::ErrorKind::AddrInUse => None,
+        Err(_) => Some((port, vec![v4])), // this machine has no IPv6
     }
 }
 
-/// Whether somebody else could listen on `port` of loopback now.
-#[must_use]
-pub fn is_free(port: u16) -> bool {
-    Picker::default().hold(port).is_some()
+/// A mark on a port that every `up` of this machine sees, which ends with its process and leaves no file.
+#[derive(Debug)]
+struct Claim {
+    #[cfg(target_os = "linux")]
+    _name: UnixListener,
+}
+
+impl Claim {
+    /// `None` if another has it.
+    #[cfg(target_os = "linux")]
+    fn on(port: u16) -> Option<Self> {
+        use std::os::linux::net::SocketAddrExt;
+
+        let name = SocketAddr::from_abstract_name(format!("shared-external-port-{port}")).ok()?;
+        Some(Self { _name: UnixListener::bind_addr(&name).ok()? })
+    }
+
+    /// Elsewhere, servers are containers, and their engine keeps ports apart.
+    #[cfg(not(target_os = "linux"))]
+    fn on(_: u16) -> Option<Self> {
+        Some(Self {})
+    }
 }
 
 #[cfg(test)]
@@ -74,8 +102,9 @@ mod tests {
         assert_eq!(picker.pick(free).unwrap(), free);
         assert_ne!(picker.pick(free).unwrap(), free);
         picker.release(free);
-        assert!(is_free(free), "the one server gets its port, the others' stay held");
-        assert_eq!(picker.held.iter().filter(|(port, _)| *port == free).count(), 0);
-        assert!(!picker.held.is_empty());
+        assert!(is_free(free), "the server gets it");
+        assert_ne!(Picker::default().pick(free).unwrap(), free, "another does, before the server");
+        drop(picker);
+        assert_eq!(Picker::default().pick(free).unwrap(), free);
     }
 }
