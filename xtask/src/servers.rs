@@ -1,5 +1,6 @@
 //! The servers that demos and live tests talk to: started, found again, stopped, killed and asked how they are.
 
+mod addresses;
 pub mod certs;
 mod compose;
 mod external;
@@ -8,12 +9,14 @@ mod native;
 pub mod opensearch;
 pub mod opensearch_home;
 pub mod packages;
+pub mod pgbouncer;
 pub mod ports;
 pub mod postgres;
 pub mod probe;
 pub mod profile;
 pub mod redis;
 pub mod state;
+pub mod toxiproxy;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -27,7 +30,7 @@ pub use packages::{program, tail};
 pub use profile::{Profile, Service};
 
 use certs::ClientFiles;
-use profile::{PLAIN, TLS};
+use profile::{API, TLS};
 use state::{Dir, Record, State};
 
 /// Which way of running the servers is asked for.
@@ -109,27 +112,50 @@ impl Servers {
     ///
     /// If a server cannot be had, or other servers run than those asked for. What was started here is ended then.
     pub fn up(profile: Profile, backend: Backend) -> Result<Self> {
-        let dir = Dir::of_checkout();
+        Self::up_in(Dir::of_checkout(), profile, &[], backend)
+    }
+
+    /// As [`up`](Self::up), in a directory of one's own, and only the backends of `names`; all if none is named. For
+    /// tests that take such servers away as nobody else uses.
+    ///
+    /// # Errors
+    ///
+    /// As `up`, and if a name is of no server of this profile.
+    pub fn up_in(dir: Dir, profile: Profile, names: &[Service], backend: Backend) -> Result<Self> {
+        let wanted = profile.select(names)?;
         let _guard = dir.lock()?;
-        let state = Self::bring_up(&dir, profile, backend);
+        let state = Self::bring_up(&dir, profile, &wanted, backend);
         if !matches!(state, Ok(Some(_))) && matches!(dir.load(), Ok(None)) {
             dir.remove()?;
         }
         Ok(Self { state: state?, dir })
     }
 
-    fn bring_up(dir: &Dir, profile: Profile, backend: Backend) -> Result<Option<State>> {
+    fn bring_up(
+        dir: &Dir,
+        profile: Profile,
+        wanted: &[Service],
+        backend: Backend,
+    ) -> Result<Option<State>> {
         let state = dir.load()?;
         let kind = choose(backend, state.as_ref(), dir)?;
-        if let Some(state) = &state
-            && (state.backend != kind || state.profile != profile)
-        {
-            bail!("other servers run here, by {}: end them by `cargo xtask down`", state.backend);
+        if let Some(state) = &state {
+            // More than what is asked for will do.
+            let has_all = wanted.iter().all(|service| state.find(*service).is_some());
+            if state.backend != kind || !has_all {
+                bail!(
+                    "other servers run here, by {}: end them by `cargo xtask down`",
+                    state.backend
+                );
+            }
         }
         Ok(match kind {
-            BackendKind::External => None,
-            BackendKind::Compose => Some(compose::up(dir, profile, state)?),
-            BackendKind::Native => Some(native::up(dir, profile, state)?),
+            BackendKind::External => {
+                external::require(wanted)?;
+                None
+            }
+            BackendKind::Compose => Some(compose::up(dir, profile, wanted, state)?),
+            BackendKind::Native => Some(native::up(dir, profile, wanted, state)?),
         })
     }
 
@@ -162,10 +188,11 @@ impl Servers {
     /// The variables that live tests and the example service read: URLs, credentials, certificate files.
     #[must_use]
     pub fn env(&self) -> Vec<(String, String)> {
-        self.state.as_ref().map_or_else(external::env, |state| self.own_env(state))
+        let own = |state| addresses::env(state, &self.client_files());
+        self.state.as_ref().map_or_else(external::env, own)
     }
 
-    /// A port of a server of ours: [`profile::TLS`], [`profile::PLAIN`] or [`profile::TRANSPORT`].
+    /// A port of a server of ours, by what it is for: [`profile::TLS`] or another of [`Service::ports`].
     #[must_use]
     pub fn port(&self, service: Service, purpose: &str) -> Option<u16> {
         self.state.as_ref()?.find(service)?.ports.get(purpose).copied()
@@ -185,7 +212,7 @@ impl Servers {
                 let trouble = external::check(service).err().map(|error| format!("{error:#}"));
                 Status { service, pid: None, ports: Vec::new(), log: None, trouble }
             };
-            return Service::ALL.map(external).to_vec();
+            return external::services().into_iter().map(external).collect();
         };
         let one = |record: &Record| {
             let native = state.backend == BackendKind::Native;
@@ -227,6 +254,16 @@ impl Servers {
         let state =
             self.state.as_ref().context("an external server is not asked behind its back")?;
         probe::get(record(state, Service::Opensearch)?.port(TLS), &self.client_files().ca, path)
+    }
+
+    /// Gives toxiproxy an order by its HTTP interface, such as `POST /proxies/primary/toxics`: the status and the body.
+    ///
+    /// # Errors
+    ///
+    /// If no answer comes, or toxiproxy is not ours.
+    pub fn toxiproxy(&self, method: &str, path: &str, body: &str) -> Result<(u16, String)> {
+        let port = self.port(Service::Toxiproxy, API).context("toxiproxy is not ours to order")?;
+        probe::order(port, method, path, body)
     }
 
     /// Starts a server that was stopped or killed, with its data, on its port; nothing if it runs. Does not wait.
@@ -316,47 +353,27 @@ impl Servers {
     ///
     /// If one does not end; the others are ended.
     pub fn down() -> Result<bool> {
-        let dir = Dir::of_checkout();
+        Self::down_in(&Dir::of_checkout())
+    }
+
+    /// As [`down`](Self::down), for the servers of a directory.
+    ///
+    /// # Errors
+    ///
+    /// As `down`.
+    pub fn down_in(dir: &Dir) -> Result<bool> {
         if !dir.path().exists() {
             return Ok(false);
         }
         let _guard = dir.lock()?;
         let state = dir.load()?;
         match &state {
-            Some(state) if state.backend == BackendKind::Compose => compose::down(&dir, state)?,
+            Some(state) if state.backend == BackendKind::Compose => compose::down(dir, state)?,
             Some(state) => native::down(state)?,
             None => {}
         }
         dir.remove()?;
         Ok(state.is_some())
-    }
-
-    fn own_env(&self, state: &State) -> Vec<(String, String)> {
-        use profile::{
-            DATABASE_ADMIN_PASSWORD, DATABASE_ADMIN_USER, DATABASE_PASSWORD, DATABASE_USER,
-            REDIS_PASSWORD,
-        };
-
-        let port =
-            |service, purpose: &str| state.find(service).map_or(0, |record| record.port(purpose));
-        let database = format!("localhost:{}/{DATABASE_USER}", port(Service::Postgres, TLS));
-        let files = self.client_files();
-        let ca = files.ca.display().to_string();
-        let values = [
-            format!("postgresql+asyncpg://{DATABASE_USER}:{DATABASE_PASSWORD}@{database}"),
-            ca.clone(),
-            format!("rediss://:{REDIS_PASSWORD}@localhost:{}/0", port(Service::Redis, TLS)),
-            ca.clone(),
-            format!("https://localhost:{}", port(Service::Opensearch, TLS)),
-            profile::OPENSEARCH_USERNAME.to_owned(),
-            profile::OPENSEARCH_PASSWORD.to_owned(),
-            ca,
-            files.cert.display().to_string(),
-            files.key.display().to_string(),
-            format!("redis://:{REDIS_PASSWORD}@127.0.0.1:{}/0", port(Service::Redis, PLAIN)),
-            format!("postgresql://{DATABASE_ADMIN_USER}:{DATABASE_ADMIN_PASSWORD}@{database}"),
-        ];
-        external::VARIABLES.iter().map(ToString::to_string).zip(values).collect()
     }
 
     fn client_files(&self) -> ClientFiles {
@@ -401,5 +418,6 @@ fn record(state: &State, service: Service) -> Result<&Record> {
 
 /// Whether the server of this record answers.
 fn check(dir: &Dir, record: &Record) -> Result<()> {
-    probe::check(record.service, record.port(TLS), &ClientFiles::in_dir(&dir.certs()).ca)
+    let port = record.port(record.service.asked_at());
+    probe::check(record.service, port, &ClientFiles::in_dir(&dir.certs()).ca)
 }

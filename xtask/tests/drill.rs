@@ -114,7 +114,7 @@ static SERVERS: Mutex<()> = Mutex::new(());
 fn an_application_starts_without_its_servers_and_recovers_by_itself() {
     let _alone = SERVERS.lock().unwrap_or_else(PoisonError::into_inner);
     let mut servers = Servers::up(Profile::Single, Backend::Auto).expect("servers");
-    for service in Service::ALL {
+    for &service in Profile::Single.services() {
         servers.stop(service).expect("a stop");
     }
     let app = demo::start(&servers).expect("the example service starts");
@@ -142,10 +142,10 @@ fn an_application_starts_without_its_servers_and_recovers_by_itself() {
             seen.latest
         );
     }
-    for service in Service::ALL {
+    for &service in Profile::Single.services() {
         servers.start(service).expect("a start");
     }
-    for service in Service::ALL {
+    for &service in Profile::Single.services() {
         servers.wait_ready(service, Duration::from_secs(60)).expect("the server");
     }
     until_whole(&app, RECOVERY).unwrap_or_else(|left| panic!("{left} is not whole"));
@@ -160,7 +160,7 @@ fn no_server_takes_a_route_with_it_that_can_do_without() {
     let mut table =
         format!("{:22}{:12}{:9}{:34}{:>9}\n", "route", "without", "by", "seen", "latest");
     let mut broken = Vec::new();
-    for service in Service::ALL {
+    for &service in Profile::Single.services() {
         for (signal, name) in [(Signal::KILL, "SIGKILL"), (Signal::STOP, "SIGSTOP")] {
             let seen = under_traffic(&app, || {
                 servers.kill(service, signal).expect("the fault");
@@ -298,5 +298,5 @@ fn until_whole(app: &App, patience: Duration) -> Result<Duration, String> {
 
 fn circuits_are_closed(app: &App) -> bool {
     let body = app.client().get("/health/circuit-breakers").expect("an answer").body;
-    body.matches("\"state\":\"closed\"").count() == Service::ALL.len()
+    body.matches("\"state\":\"closed\"").count() == Profile::Single.services().len()
 }

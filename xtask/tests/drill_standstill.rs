@@ -15,7 +15,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use xtask::clock::{Deadline, Stopwatch, pause};
 use xtask::demo::{self, App, Client, Outside, Reply};
-use xtask::servers::{Backend, Profile, Servers, Service};
+use xtask::servers::{Backend, Profile, Servers};
 
 /// How long nothing of the service runs, each time: past the deadline of a request, and past every limit.
 const STOPS: [Duration; 3] =
@@ -102,7 +102,7 @@ fn a_process_that_was_stopped_blames_no_service() {
     let circuits = app.client().get("/health/circuit-breakers").expect("the circuits");
     let circuits: BTreeMap<String, Value> =
         serde_json::from_str(&circuits.body).expect("an object by name");
-    assert_eq!(circuits.len(), Service::ALL.len());
+    assert_eq!(circuits.len(), Profile::Single.services().len());
     let untouched = [
         ("/state", json!("closed")),
         ("/generation", json!(0)),

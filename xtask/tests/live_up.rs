@@ -1,87 +1,28 @@
 //! `up`, `down` and what happens between them, on servers of their own: as if this were another checkout.
 
-use std::path::PathBuf;
-use std::process::{Child, Command, Output, Stdio};
+mod support;
+
+use std::net::{Ipv4Addr, TcpListener};
+use std::process::Command;
 use std::time::Duration;
 
-use xtask::checkout::servers_dir;
 use xtask::clock::{Deadline, pause};
 use xtask::process::{Process, Signal};
-use xtask::servers::state::{Dir, State};
-use xtask::servers::{BackendKind, Servers};
+use xtask::servers::profile::TLS;
+use xtask::servers::state::State;
+use xtask::servers::{BackendKind, Service};
 
-/// A checkout that has nothing but servers.
-struct Checkout {
-    root: PathBuf,
-    backend: BackendKind,
-}
+use support::{Checkout, all_gone, interrupt, succeeded};
 
-impl Checkout {
-    fn new(name: &str) -> Self {
-        let servers = Servers::load().expect("set by `cargo xtask test`");
-        let root = std::env::temp_dir().join(format!("xtask-{name}-{}", std::process::id()));
-        Self { root, backend: servers.backend() }
-    }
-
-    fn command(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_xtask"));
-        command.args(args).env("CARGO_MANIFEST_DIR", self.root.join("xtask"));
-        if self.backend != BackendKind::External {
-            for url in ["DATABASE_URL", "REDIS_URL", "OPENSEARCH_URL"] {
-                command.env_remove(url);
-            }
-        }
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        command
-    }
-
-    /// `up` by the way that runs the other servers: all that it needs is there already.
-    fn up(&self) -> Command {
-        self.command(&["up", "--backend", &self.backend.to_string()])
-    }
-
-    fn run(&self, args: &[&str]) -> Output {
-        self.command(args).output().unwrap()
-    }
-
-    fn dir(&self) -> Dir {
-        Dir::at(servers_dir(&self.root))
-    }
-
-    fn processes(&self) -> Vec<Process> {
-        let state = self.dir().load().unwrap();
-        state
-            .into_iter()
-            .flat_map(|state| state.servers)
-            .filter_map(|record| record.process)
-            .collect()
-    }
-}
-
-impl Drop for Checkout {
-    fn drop(&mut self) {
-        let _ = self.command(&["down"]).output();
-    }
-}
-
-fn succeeded(output: &Output) {
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-}
-
-fn interrupt(child: &Child) {
-    let sent =
-        Command::new("sh").args(["-c", &format!("kill -INT {}", child.id())]).status().unwrap();
-    assert!(sent.success());
-}
-
-fn all_gone(processes: &[Process]) -> bool {
-    !processes.iter().any(Process::is_running)
+/// `up` by the way that runs the other servers: all that it needs is there already.
+fn up(checkout: &Checkout) -> Command {
+    checkout.command(&["up", "--backend", &checkout.backend.to_string()])
 }
 
 #[test]
 fn an_interrupted_up_leaves_no_process_behind() {
     let checkout = Checkout::new("interrupted");
-    let child = checkout.up().spawn().unwrap();
+    let child = up(&checkout).spawn().unwrap();
     let deadline = Deadline::after(Duration::from_secs(120));
     let is_early = || match checkout.backend {
         BackendKind::Native => checkout.processes().len() < 3,
@@ -110,7 +51,7 @@ fn an_interrupted_up_leaves_no_process_behind() {
 #[test]
 fn what_died_is_started_again_and_what_runs_is_left_alone() {
     let checkout = Checkout::new("repaired");
-    succeeded(&checkout.up().output().unwrap());
+    succeeded(&up(&checkout).output().unwrap());
     succeeded(&checkout.run(&["status"]));
     let before = checkout.dir().load().unwrap();
 
@@ -122,7 +63,7 @@ fn what_died_is_started_again_and_what_runs_is_left_alone() {
     for process in &doomed {
         process.end(Signal::KILL, Duration::from_secs(5)).unwrap();
     }
-    succeeded(&checkout.up().output().unwrap());
+    succeeded(&up(&checkout).output().unwrap());
     succeeded(&checkout.run(&["status"]));
     let ports = |state: &Option<State>| {
         let servers = state.iter().flat_map(|state| state.servers.clone());
@@ -141,4 +82,25 @@ fn what_died_is_started_again_and_what_runs_is_left_alone() {
         let answer = checkout.run(&["status"]);
         assert!(String::from_utf8_lossy(&answer.stderr).contains("no servers are up"));
     }
+}
+
+#[test]
+fn a_port_lost_while_its_server_was_down_is_told_with_the_cure() {
+    let checkout = Checkout::new("lost-port");
+    // Of a server of this machine: an engine tells of the ports of its containers.
+    let up = || checkout.run(&["up", "--backend", "native", "redis"]);
+    succeeded(&up());
+    let state = checkout.dir().load().unwrap().unwrap();
+    let port = state.find(Service::Redis).unwrap().port(TLS);
+    for process in checkout.processes() {
+        process.end(Signal::KILL, Duration::from_secs(5)).unwrap();
+    }
+    let stranger = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).unwrap();
+    let failed = up();
+    let said = String::from_utf8_lossy(&failed.stderr);
+    let cause = format!("redis ended: another process has its port {port} now");
+    assert!(!failed.status.success() && said.contains(&cause), "{said}");
+    assert!(said.contains("`cargo xtask down`"), "{said}");
+    drop(stranger);
+    succeeded(&up());
 }

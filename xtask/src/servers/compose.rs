@@ -13,6 +13,7 @@ use super::certs::{Authority, write};
 use super::ports::Picker;
 use super::profile::{self, Profile, Service};
 use super::state::{Dir, Record, State};
+use super::{pgbouncer, toxiproxy};
 
 /// Whether a container engine answers here.
 #[must_use]
@@ -30,15 +31,22 @@ pub(super) fn is_available() -> bool {
 /// # Errors
 ///
 /// If the engine fails; it prints why.
-pub(super) fn up(dir: &Dir, profile: Profile, state: Option<State>) -> Result<State> {
+pub(super) fn up(
+    dir: &Dir,
+    profile: Profile,
+    wanted: &[Service],
+    state: Option<State>,
+) -> Result<State> {
     let fresh = state.is_none();
     let state = match state {
         Some(state) => state,
-        None => lay_foundation(dir, profile)?,
+        None => lay_foundation(dir, profile, wanted)?,
     };
     say("compose", "starting the containers (a first time downloads their images) …");
     // Ctrl-C at the terminal reaches the engine's client too, which gives up then.
-    if let Err(error) = run(dir, &state, &["up", "--detach", "--wait", "--wait-timeout", "180"]) {
+    let fixed = ["up", "--detach", "--wait", "--wait-timeout", "180"];
+    let names = state.servers.iter().map(|record| record.service.name());
+    if let Err(error) = run(dir, &state, &fixed.into_iter().chain(names).collect::<Vec<_>>()) {
         if fresh {
             say("compose", "ending what was started …");
             down(dir, &state)?;
@@ -100,7 +108,7 @@ pub(super) fn logs(dir: &Dir, state: &State, service: Service, lines: usize) -> 
     run(dir, state, &["logs", "--no-log-prefix", "--tail", &lines.to_string(), service.name()])
 }
 
-fn lay_foundation(dir: &Dir, profile: Profile) -> Result<State> {
+fn lay_foundation(dir: &Dir, profile: Profile, wanted: &[Service]) -> Result<State> {
     dir.clear()?;
     let authority = Authority::new()?;
     // The users in the containers have other ids than ours, so their keys are readable. Those sign for one `up` only.
@@ -108,7 +116,7 @@ fn lay_foundation(dir: &Dir, profile: Profile) -> Result<State> {
     authority.write_client(&dir.certs())?;
     let mut picker = Picker::default();
     let mut servers = Vec::new();
-    for service in profile.services().iter().copied() {
+    for service in wanted.iter().copied() {
         let home = dir.home(service);
         checkout::make_own_dir(&home, 0o755)?;
         authority.write_server(service, &home, None, 0o644)?;
@@ -125,24 +133,52 @@ fn lay_foundation(dir: &Dir, profile: Profile) -> Result<State> {
             record.ports.insert((*purpose).to_owned(), picker.pick(*preferred)?);
         }
         servers.push(record);
-    }
-    for (service, name, content) in [
-        (Service::Postgres, "init.sql", profile::postgres_init_sql().as_str()),
-        (
-            Service::Postgres,
-            "pg_hba.conf",
-            &format!("local all all trust\n{}", profile::POSTGRES_HBA),
-        ),
-        (Service::Postgres, "pg_ident.conf", profile::POSTGRES_IDENT),
-        (Service::Opensearch, "config.yml", profile::OPENSEARCH_SECURITY_CONFIG),
-        (Service::Opensearch, "roles_mapping.yml", profile::OPENSEARCH_ROLES_MAPPING),
-    ] {
-        write(&dir.home(service).join(name), content, 0o644, None)?;
+        for (name, content) in files(service, wanted.contains(&Service::Standby)) {
+            write(&home.join(name), &content, 0o644, None)?;
+        }
     }
     let state =
         State { checkout: checkout::root(), backend: BackendKind::Compose, profile, servers };
     dir.save(&state)?;
     Ok(state)
+}
+
+/// The files that a container finds beside its certificates.
+fn files(service: Service, has_standby: bool) -> Vec<(&'static str, String)> {
+    let access = || {
+        [
+            ("pg_hba.conf", format!("local all all trust\n{}", profile::POSTGRES_HBA)),
+            ("pg_ident.conf", profile::POSTGRES_IDENT.to_owned()),
+        ]
+    };
+    match service {
+        Service::Postgres => {
+            let init = ("init.sql", profile::postgres_init_sql(has_standby));
+            access().into_iter().chain([init]).collect()
+        }
+        Service::Standby => access().to_vec(),
+        Service::Pgbouncer => {
+            let place = pgbouncer::Place {
+                dir: "/given",
+                listen: ("0.0.0.0", 6432),
+                primary: (Service::Postgres.name(), 5432),
+                prepared_statements: false,
+            };
+            let settings = ("pgbouncer.ini", pgbouncer::settings(place));
+            vec![settings, ("userlist.txt", pgbouncer::users())]
+        }
+        Service::Toxiproxy => {
+            let listen = [5432, 5433, 6432].map(|port| format!("0.0.0.0:{port}"));
+            let upstreams = ["postgres:5432", "standby:5432", "pgbouncer:6432"];
+            let upstreams = upstreams.map(ToOwned::to_owned);
+            vec![("proxies.json", toxiproxy::proxies(&listen, &upstreams))]
+        }
+        Service::Redis => Vec::new(),
+        Service::Opensearch => vec![
+            ("config.yml", profile::OPENSEARCH_SECURITY_CONFIG.to_owned()),
+            ("roles_mapping.yml", profile::OPENSEARCH_ROLES_MAPPING.to_owned()),
+        ],
+    }
 }
 
 fn run(dir: &Dir, state: &State, args: &[&str]) -> Result<()> {
@@ -151,6 +187,10 @@ fn run(dir: &Dir, state: &State, args: &[&str]) -> Result<()> {
     command.args(["compose", "--project-name"]).arg(project);
     command.arg("--file").arg(state.checkout.join("compose.yaml")).args(args).stdin(Stdio::null());
     command.env("SHARED_EXTERNAL_DIR", dir.path());
+    // For `down` too: without its profile, a container is left alone.
+    if state.profile == Profile::Ha {
+        command.env("COMPOSE_PROFILES", "ha");
+    }
     for record in &state.servers {
         for (purpose, port) in &record.ports {
             command.env(port_variable(record.service, purpose), port.to_string());
@@ -199,7 +239,7 @@ mod tests {
             let image =
                 section.lines().find_map(|line| line.trim().strip_prefix("image: ")).unwrap();
             let (_, tag) = image.rsplit_once(':').expect("the image is pinned");
-            let version = tag.split('-').next().unwrap();
+            let version = tag.trim_start_matches('v').split('-').next().unwrap();
             // A major version stands for its minor releases; a full one for itself.
             let same = version == service.version()
                 || version.starts_with(&format!("{}.", service.version()));
@@ -231,6 +271,52 @@ mod tests {
                     published.iter().any(|line| line.contains(&expected)),
                     "{service}: no {expected}"
                 );
+            }
+        }
+    }
+
+    #[test]
+    fn a_container_of_another_profile_is_not_started_by_the_smaller_one() {
+        for service in Service::ALL {
+            let is_of_ha = section(service).contains("    profiles: [ha]\n");
+            let is_single = Profile::Single.services().contains(&service);
+            assert_eq!(is_of_ha, !is_single, "{service}");
+        }
+    }
+
+    #[test]
+    fn both_ways_replicate_alike() {
+        let standby = section(Service::Standby);
+        let slot = format!(" --slot {} ", profile::STANDBY_NAME);
+        let name = format!(" application_name={}\"", profile::STANDBY_NAME);
+        let user = format!(" user={} ", profile::REPLICATION_USER);
+        for expected in [slot, name, user, "synchronous_standby_names = ''".to_owned()] {
+            assert!(standby.contains(&expected), "{expected}: {standby}");
+        }
+        let password = format!("PGPASSWORD: {}\n", profile::REPLICATION_PASSWORD);
+        assert!(standby.contains(&password), "{standby}");
+        for (name, value) in profile::POSTGRES_SETTINGS.iter().chain(profile::STANDBY_SETTINGS) {
+            assert!(standby.contains(&format!("-c {name}={value}")), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_container_is_given_the_files_that_it_is_told_of_and_no_other() {
+        for service in Service::ALL {
+            let files = files(service, true);
+            let contents = files.iter().map(|(_, content)| content.as_str());
+            let told: String = [section(service).as_str()].into_iter().chain(contents).collect();
+            for (name, _) in &files {
+                assert!(told.contains(&format!("/{name}")), "{service} does not use {name}");
+            }
+            let given = told.split("/given/").skip(1).map(|rest| {
+                rest.split(|end: char| !end.is_alphanumeric() && !"._".contains(end))
+                    .next()
+                    .unwrap()
+            });
+            let certificates = ["ca.pem", "server.pem", "server.key"];
+            for name in given.filter(|name| !certificates.contains(name)) {
+                assert!(files.iter().any(|(file, _)| *file == name), "{service}: no {name}");
             }
         }
     }

@@ -13,7 +13,7 @@ use super::state::Dir;
 pub(super) const URLS: [&str; 3] = ["DATABASE_URL", "REDIS_URL", "OPENSEARCH_URL"];
 
 /// All variables that a live test may look at.
-pub(super) const VARIABLES: [&str; 12] = [
+pub(super) const VARIABLES: [&str; 20] = [
     "DATABASE_URL",
     "DATABASE_CA_FILE",
     "REDIS_URL",
@@ -26,6 +26,14 @@ pub(super) const VARIABLES: [&str; 12] = [
     "TEST_CLIENT_KEY_FILE",
     "TEST_REDIS_PLAIN_URL",
     "TEST_DATABASE_ADMIN_URL",
+    "HA_PRIMARY_URL",
+    "HA_STANDBY_URL",
+    "HA_STANDBY_ADMIN_URL",
+    "HA_PGBOUNCER_URL",
+    "HA_TOXIPROXY_URL",
+    "HA_PROXIED_PRIMARY_URL",
+    "HA_PROXIED_STANDBY_URL",
+    "HA_PROXIED_PGBOUNCER_URL",
 ];
 
 /// What of [`VARIABLES`] is set.
@@ -48,17 +56,33 @@ fn is_external(env: &[(String, String)], dir: &Dir) -> bool {
     URLS.iter().all(|url| env.iter().any(|(name, _)| name == url)) && !env.iter().any(ours)
 }
 
+/// Fails if an address of these services is not in the environment.
+///
+/// # Errors
+///
+/// The variables that would have to be set.
+pub(super) fn require(services: &[Service]) -> Result<()> {
+    let missing: Vec<_> =
+        services.iter().map(|service| variable(*service)).filter(|name| !is_set(name)).collect();
+    if !missing.is_empty() {
+        bail!("for external servers of this profile, set {}", missing.join(", "));
+    }
+    Ok(())
+}
+
+/// The services whose addresses are in the environment.
+#[must_use]
+pub(super) fn services() -> Vec<Service> {
+    Service::ALL.into_iter().filter(|service| is_set(variable(*service))).collect()
+}
+
 /// Whether something listens at the service's URL.
 ///
 /// # Errors
 ///
 /// If nothing does.
 pub(super) fn check(service: Service) -> Result<()> {
-    let variable = match service {
-        Service::Postgres => "DATABASE_URL",
-        Service::Redis => "REDIS_URL",
-        Service::Opensearch => "OPENSEARCH_URL",
-    };
+    let variable = variable(service);
     let url = std::env::var(variable).with_context(|| format!("{variable} is not set"))?;
     let (host, port) = address(&url).with_context(|| format!("{variable} holds no address"))?;
     let found = (host.as_str(), port)
@@ -70,6 +94,22 @@ pub(super) fn check(service: Service) -> Result<()> {
         }
     }
     bail!("nothing listens at the address in {variable}");
+}
+
+/// The variable that holds the service's URL.
+const fn variable(service: Service) -> &'static str {
+    match service {
+        Service::Postgres => "DATABASE_URL",
+        Service::Standby => "HA_STANDBY_URL",
+        Service::Pgbouncer => "HA_PGBOUNCER_URL",
+        Service::Toxiproxy => "HA_TOXIPROXY_URL",
+        Service::Redis => "REDIS_URL",
+        Service::Opensearch => "OPENSEARCH_URL",
+    }
+}
+
+fn is_set(variable: &str) -> bool {
+    std::env::var_os(variable).is_some_and(|value| !value.is_empty())
 }
 
 /// The first host of a URL and its port.

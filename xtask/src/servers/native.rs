@@ -13,11 +13,13 @@ use crate::progress::{say, seconds};
 
 use super::certs::{Authority, give, write};
 use super::java::Java;
-use super::packages::{Tools, tail};
-use super::ports::Picker;
-use super::profile::{Profile, Service};
+use super::packages::{install_for, installed, postgres_programs, tail};
+use super::ports::{Picker, is_free};
+use super::profile::{Profile, Service, TLS};
 use super::state::{Dir, Record, State};
-use super::{BackendKind, check, opensearch, opensearch_home, postgres, redis};
+use super::{
+    BackendKind, check, opensearch, opensearch_home, pgbouncer, postgres, redis, toxiproxy,
+};
 
 /// How long a server may take from its start until it answers.
 pub(super) const START_PATIENCE: Duration = Duration::from_secs(180);
@@ -27,24 +29,28 @@ pub(super) const START_PATIENCE: Duration = Duration::from_secs(180);
 /// # Errors
 ///
 /// If a server cannot be had or does not answer in time: then what was started here has been ended.
-pub(super) fn up(dir: &Dir, profile: Profile, state: Option<State>) -> Result<State> {
+pub(super) fn up(
+    dir: &Dir,
+    profile: Profile,
+    wanted: &[Service],
+    state: Option<State>,
+) -> Result<State> {
     let (fresh, missing) = match &state {
         Some(state) => (false, silent(dir, state)),
-        None => (true, profile.services().to_vec()),
+        None => (true, wanted.to_vec()),
     };
     if let Some(state) = state.as_ref().filter(|_| missing.is_empty()) {
         return Ok(state.clone());
     }
-    let tools = Tools::find_or_install(
-        missing.contains(&Service::Opensearch) && opensearch_home::is_missing(),
-    )?;
-    let state = match state {
-        Some(state) => state,
-        None => lay_foundation(dir, profile)?,
+    install_for(&missing)?;
+    let (state, picker) = match state {
+        Some(state) => (state, Picker::default()),
+        None => lay_foundation(dir, profile, wanted)?,
     };
-    let state = Mutex::new(state);
-    let results: Vec<Result<()>> =
-        together(&missing, |service| start_one(dir, &state, &tools, service));
+    let (state, picker) = (Mutex::new(state), Mutex::new(picker));
+    let results: Vec<Result<()>> = together(&chains(&missing), |chain| {
+        chain.into_iter().try_for_each(|service| start_one(dir, &state, &picker, service))
+    });
     let mut state = state.into_inner().unwrap_or_else(PoisonError::into_inner);
     // An interruption fails all of them: it is said once.
     let done =
@@ -77,7 +83,7 @@ pub(super) fn start(dir: &Dir, state: &mut State, service: Service) -> Result<()
         return Ok(());
     }
     let launch = record.launch.as_ref().with_context(|| format!("{service} was never started"))?;
-    if service == Service::Postgres {
+    if [Service::Postgres, Service::Standby].contains(&service) {
         postgres::forget_owner(&dir.home(service));
     }
     record.process = Some(Process::start(launch, &record.log)?);
@@ -118,7 +124,7 @@ pub(super) fn wait_ready(dir: &Dir, record: &Record, patience: Duration) -> Resu
         interrupt::check()?;
         let Err(error) = check(dir, record) else { return Ok(()) };
         let trouble = if record.launch.is_some() && !record.is_running() {
-            format!("{service} ended")
+            format!("{service} ended{}", taken(record))
         } else if deadline.has_passed() {
             format!("{service} did not answer within {}: {error:#}", seconds(patience))
         } else {
@@ -134,15 +140,25 @@ pub(super) fn wait_ready(dir: &Dir, record: &Record, patience: Duration) -> Resu
     }
 }
 
+/// Which port of a server that does not run somebody else has, and what to do about it; empty if none.
+fn taken(record: &Record) -> String {
+    let Some(port) = record.ports.values().find(|port| !is_free(**port)) else {
+        return String::new();
+    };
+    format!(
+        ": another process has its port {port} now; end that one, or take new ports by `cargo xtask down` and `up`"
+    )
+}
+
 /// Directories, certificates, ports: all that must be there before any server is.
-fn lay_foundation(dir: &Dir, profile: Profile) -> Result<State> {
+fn lay_foundation(dir: &Dir, profile: Profile, wanted: &[Service]) -> Result<(State, Picker)> {
     dir.clear()?;
     let authority = Authority::new()?;
     checkout::make_own_dir(&dir.certs(), 0o755)?;
     authority.write_client(&dir.certs())?;
     let mut picker = Picker::default();
     let mut servers = Vec::new();
-    for service in profile.services().iter().copied() {
+    for service in wanted.iter().copied() {
         let user = user_of(service);
         let home = dir.home(service);
         checkout::make_own_dir(&home, 0o700)?;
@@ -163,20 +179,57 @@ fn lay_foundation(dir: &Dir, profile: Profile) -> Result<State> {
     let state =
         State { checkout: checkout::root(), backend: BackendKind::Native, profile, servers };
     dir.save(&state)?;
-    Ok(state)
+    Ok((state, picker))
 }
 
-fn start_one(dir: &Dir, state: &Mutex<State>, tools: &Tools, service: Service) -> Result<()> {
+/// What may start at once: each chain beside the others, a server in it after the one before, which it is made from.
+fn chains(services: &[Service]) -> Vec<Vec<Service>> {
+    let mut chains: Vec<Vec<Service>> = Vec::new();
+    for service in services.iter().copied() {
+        match chains.last_mut() {
+            Some(chain) if service == Service::Standby && chain.contains(&Service::Postgres) => {
+                chain.push(service);
+            }
+            _ => chains.push(vec![service]),
+        }
+    }
+    chains
+}
+
+fn start_one(
+    dir: &Dir,
+    state: &Mutex<State>,
+    picker: &Mutex<Picker>,
+    service: Service,
+) -> Result<()> {
     let locked = || state.lock().unwrap_or_else(PoisonError::into_inner);
-    let record = locked()
-        .find(service)
-        .cloned()
-        .with_context(|| format!("{service} is not in this profile"))?;
+    let record_of = |service| {
+        let found = locked().find(service).cloned();
+        found.with_context(|| format!("{service} is not in this profile"))
+    };
+    let record = record_of(service)?;
     end(&record)?;
     let (home, user) = (dir.home(service), user_of(service));
     let launch = match service {
-        Service::Postgres => postgres::prepare(&home, &record, &tools.postgres, user)?,
-        Service::Redis => redis::prepare(&home, &record, &tools.redis, user)?,
+        Service::Postgres => {
+            let has_standby = record_of(Service::Standby).is_ok();
+            postgres::prepare(&home, &record, &postgres_programs()?, user, has_standby)?
+        }
+        Service::Standby => {
+            let primary = record_of(Service::Postgres)?.port(TLS);
+            postgres::prepare_standby(&home, &record, &postgres_programs()?, user, primary)?
+        }
+        Service::Pgbouncer => {
+            let primary = record_of(Service::Postgres)?.port(TLS);
+            pgbouncer::prepare(&home, &record, &installed("pgbouncer")?, user, primary)?
+        }
+        Service::Toxiproxy => {
+            let behind = [Service::Postgres, Service::Standby, Service::Pgbouncer].map(record_of);
+            let [primary, standby, pgbouncer] = behind;
+            let behind = [primary?.port(TLS), standby?.port(TLS), pgbouncer?.port(TLS)];
+            toxiproxy::prepare(&home, &record, &toxiproxy::find_or_build()?, user, behind)?
+        }
+        Service::Redis => redis::prepare(&home, &record, &installed("redis-server")?, user)?,
         Service::Opensearch => {
             let java = Java::find_or_download()?;
             let installed = opensearch_home::find_or_download(&java)?;
@@ -186,6 +239,9 @@ fn start_one(dir: &Dir, state: &Mutex<State>, tools: &Tools, service: Service) -
     interrupt::check()?;
     let clock = Stopwatch::start();
     say(service, format!("starting on {} …", ports(&record)));
+    for port in record.ports.values() {
+        picker.lock().unwrap_or_else(PoisonError::into_inner).release(*port);
+    }
     let record = {
         let mut state = locked();
         state.find_mut(service).context("the record is gone")?.launch = Some(launch);
@@ -214,7 +270,8 @@ fn forget(state: &mut State, service: Service) {
 fn farewell(service: Service) -> (Signal, Duration) {
     match service {
         // Fast shutdown: it does not wait for its clients to go.
-        Service::Postgres => (Signal::INT, Duration::from_secs(10)),
+        Service::Postgres | Service::Standby => (Signal::INT, Duration::from_secs(10)),
+        Service::Pgbouncer | Service::Toxiproxy => (Signal::TERM, Duration::from_secs(2)),
         Service::Redis => (Signal::TERM, Duration::from_secs(5)),
         Service::Opensearch => (Signal::TERM, Duration::from_secs(20)),
     }
@@ -272,9 +329,9 @@ fn user_of(service: Service) -> Option<User> {
         return None;
     }
     let named = match service {
-        Service::Postgres => User::named("postgres"),
+        Service::Postgres | Service::Standby | Service::Pgbouncer => User::named("postgres"),
         Service::Redis => User::named("redis"),
-        Service::Opensearch => None,
+        Service::Toxiproxy | Service::Opensearch => None,
     };
     named.or_else(|| User::named("nobody"))
 }

@@ -11,40 +11,50 @@ use anyhow::{Context, Result, bail};
 use crate::clock::pause;
 use crate::{checkout, interrupt, progress};
 
-use super::profile::POSTGRES_VERSION;
+use super::profile::{POSTGRES_VERSION, Service};
+use super::{opensearch_home, toxiproxy};
 
-/// Programs that the native servers are made of.
-#[derive(Clone, Debug)]
-pub struct Tools {
-    /// The directory of `postgres` and `initdb`.
-    pub postgres: PathBuf,
-    /// `redis-server`.
-    pub redis: PathBuf,
+/// Installs what of Debian's packages the native `services` are made of and is missing here, all in one go.
+///
+/// # Errors
+///
+/// If something is missing and may not be installed: the one command that would.
+pub fn install_for(services: &[Service]) -> Result<()> {
+    let missing: Vec<_> = services.iter().filter_map(|service| missing_package(*service)).collect();
+    install(&missing)
 }
 
-impl Tools {
-    /// Finds them, and installs what is missing, `mvn` too where it is asked for.
-    ///
-    /// # Errors
-    ///
-    /// If something is missing and may not be installed: the one command that would.
-    pub fn find_or_install(with_maven: bool) -> Result<Self> {
-        let mut missing = Vec::new();
-        if postgres_dir().is_none() {
-            missing.push("postgresql");
+/// What [`install`] has to bring before the server can be had. A standby is of its primary's package.
+fn missing_package(service: Service) -> Option<&'static str> {
+    let lacks = |name: &str| program(name).is_none();
+    match service {
+        Service::Postgres => postgres_dir().is_none().then_some("postgresql"),
+        Service::Standby => None,
+        Service::Pgbouncer => lacks("pgbouncer").then_some("pgbouncer"),
+        Service::Toxiproxy => {
+            (toxiproxy::is_missing() && toxiproxy::go().is_none()).then_some("golang-go")
         }
-        if program("redis-server").is_none() {
-            missing.push("redis-server");
-        }
-        if with_maven && program("mvn").is_none() {
-            missing.push("maven");
-        }
-        install(&missing)?;
-        let postgres = postgres_dir().context("postgresql is installed, but has no initdb")?;
-        let redis =
-            program("redis-server").context("redis-server is installed, but not in PATH")?;
-        Ok(Self { postgres, redis })
+        Service::Redis => lacks("redis-server").then_some("redis-server"),
+        Service::Opensearch => (opensearch_home::is_missing() && lacks("mvn")).then_some("maven"),
     }
+}
+
+/// The directory of `postgres`, `initdb` and `pg_basebackup`.
+///
+/// # Errors
+///
+/// If there is none, though the package is installed.
+pub fn postgres_programs() -> Result<PathBuf> {
+    postgres_dir().context("postgresql is installed, but has no initdb")
+}
+
+/// The full path of a program of a package that [`install_for`] saw to.
+///
+/// # Errors
+///
+/// If it is nowhere to be found.
+pub fn installed(name: &str) -> Result<PathBuf> {
+    program(name).with_context(|| format!("{name} is installed, but not in PATH"))
 }
 
 /// The full path of a program, from `PATH` and the usual directories.

@@ -6,15 +6,18 @@
 use std::hash::{BuildHasher, RandomState};
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, TcpListener};
+#[cfg(target_os = "linux")]
+use std::os::unix::net::{SocketAddr, UnixListener};
 
 /// Where free ports are looked for.
 const FROM: u16 = 20_000;
 const COUNT: u16 = 12_000;
 
-/// Picks ports of loopback, and holds them until it is dropped, so that it never gives one out twice.
+/// Picks ports of loopback, and keeps each for the server that is to listen on it, against others that pick too.
 #[derive(Debug, Default)]
 pub struct Picker {
-    held: Vec<TcpListener>,
+    held: Vec<(u16, TcpListener)>,
+    claims: Vec<Claim>,
 }
 
 impl Picker {
@@ -24,24 +27,64 @@ impl Picker {
     ///
     /// If there is none left.
     pub fn pick(&mut self, preferred: u16) -> io::Result<u16> {
-        // At random: ports are let go before their servers take them, and other checkouts may start now too.
+        // At random, so that those who pick at the same time seldom meet.
         let first = RandomState::new().hash_one(preferred) % u64::from(COUNT);
         let others = (0..COUNT).map(|next| FROM + (first as u16 + next) % COUNT);
         let ports = std::iter::once(preferred).filter(|port| *port != 0).chain(others);
-        let mut free = ports.filter_map(|port| self.hold(port));
-        free.next().ok_or_else(|| io::Error::new(io::ErrorKind::AddrInUse, "no free port"))
+        for port in ports {
+            let Some(listeners) = listen(port) else { continue };
+            if let Some(claim) = Claim::on(port) {
+                self.claims.push(claim);
+                self.held.extend(listeners.into_iter().map(|listener| (port, listener)));
+                return Ok(port);
+            }
+        }
+        Err(io::Error::new(io::ErrorKind::AddrInUse, "no free port"))
     }
 
-    /// Holds `port` on both loopback addresses: clients may try either for `localhost`.
-    fn hold(&mut self, port: u16) -> Option<u16> {
-        let v4 = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).ok()?;
-        match TcpListener::bind((Ipv6Addr::LOCALHOST, port)) {
-            Ok(v6) => self.held.push(v6),
-            Err(error) if error.kind() == io::ErrorKind::AddrInUse => return None,
-            Err(_) => {} // this machine has no IPv6
-        }
-        self.held.push(v4);
-        Some(port)
+    /// Lets `port` go for the server that is about to listen on it. No other `up` picks it until this one is over.
+    pub fn release(&mut self, port: u16) {
+        self.held.retain(|(held, _)| *held != port);
+    }
+}
+
+/// Whether nobody listens on `port` of loopback.
+#[must_use]
+pub fn is_free(port: u16) -> bool {
+    listen(port).is_some()
+}
+
+/// Listens on both loopback addresses: clients may try either for `localhost`.
+fn listen(port: u16) -> Option<Vec<TcpListener>> {
+    let v4 = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).ok()?;
+    match TcpListener::bind((Ipv6Addr::LOCALHOST, port)) {
+        Ok(v6) => Some(vec![v4, v6]),
+        Err(error) if error.kind() == io::ErrorKind::AddrInUse => None,
+        Err(_) => Some(vec![v4]), // this machine has no IPv6
+    }
+}
+
+/// A mark on a port that every `up` of this machine sees, which ends with its process and leaves no file.
+#[derive(Debug)]
+struct Claim {
+    #[cfg(target_os = "linux")]
+    _name: UnixListener,
+}
+
+impl Claim {
+    /// `None` if another has it.
+    #[cfg(target_os = "linux")]
+    fn on(port: u16) -> Option<Self> {
+        use std::os::linux::net::SocketAddrExt;
+
+        let name = SocketAddr::from_abstract_name(format!("shared-external-port-{port}")).ok()?;
+        Some(Self { _name: UnixListener::bind_addr(&name).ok()? })
+    }
+
+    /// Elsewhere, servers are containers, and their engine keeps ports apart.
+    #[cfg(not(target_os = "linux"))]
+    fn on(_: u16) -> Option<Self> {
+        Some(Self {})
     }
 }
 
@@ -69,5 +112,10 @@ mod tests {
         let mut picker = Picker::default();
         assert_eq!(picker.pick(free).unwrap(), free);
         assert_ne!(picker.pick(free).unwrap(), free);
+        picker.release(free);
+        assert!(is_free(free), "the server gets it");
+        assert_ne!(Picker::default().pick(free).unwrap(), free, "another does, before the server");
+        drop(picker);
+        assert_eq!(Picker::default().pick(free).unwrap(), free);
     }
 }

@@ -1,4 +1,5 @@
-//! Does a server answer? Asked over TLS in its own protocol, with a time limit, and without its client programs.
+//! Does a server answer? Asked in its own protocol, over TLS where it has that, with a time limit, and without its client
+//! programs.
 
 use std::io::{self, Read, Write};
 use std::net::{TcpStream, ToSocketAddrs};
@@ -28,7 +29,8 @@ const PATIENCE: Duration = Duration::from_secs(3);
 /// What it said instead, or why nothing came.
 pub fn check(service: Service, port: u16, ca: &Path) -> Result<()> {
     let answer = match service {
-        Service::Postgres => postgres(port, ca),
+        Service::Postgres | Service::Standby | Service::Pgbouncer => postgres(port, ca),
+        Service::Toxiproxy => toxiproxy(port),
         Service::Redis => redis(port, ca),
         Service::Opensearch => opensearch(port, ca),
     };
@@ -44,7 +46,7 @@ pub fn check(service: Service, port: u16, ca: &Path) -> Result<()> {
     }
 }
 
-/// Whether PostgreSQL takes a connection of `app` and asks it for its password.
+/// Whether PostgreSQL, or PgBouncer in its place, takes a connection of `app` and asks it for its password.
 fn postgres(port: u16, ca: &Path) -> Result<()> {
     let mut tcp = connect(port)?;
     // SSLRequest: the length and a code that is no protocol version; `S` means go on with TLS.
@@ -68,6 +70,20 @@ fn postgres(port: u16, ca: &Path) -> Result<()> {
     let _ = tls.conn.complete_io(&mut tls.sock);
     if head[0] != b'R' {
         bail!("{}", String::from_utf8_lossy(&message).replace('\0', " "));
+    }
+    Ok(())
+}
+
+/// Whether toxiproxy has all its proxies: it goes on without one whose port it does not get.
+fn toxiproxy(port: u16) -> Result<()> {
+    let (status, body) = order(port, "GET", "/proxies", "")?;
+    if status != 200 {
+        bail!("HTTP {status}: {}", body.trim());
+    }
+    for name in [profile::PRIMARY, profile::STANDBY, profile::PGBOUNCER] {
+        if !body.contains(&format!("\"name\":\"{name}\"")) {
+            bail!("it has no proxy named {name}");
+        }
     }
     Ok(())
 }
@@ -109,7 +125,25 @@ pub fn get(port: u16, ca: &Path, path: &str) -> Result<(u16, String)> {
         "GET {path} HTTP/1.0\r\nHost: localhost\r\nAuthorization: Basic {credentials}\r\n\r\n"
     );
     tls.write_all(request.as_bytes())?;
-    let answer = read_all(&mut tls)?;
+    parse(&read_all(&mut tls)?)
+}
+
+/// Gives toxiproxy an order; the status and the body of its answer.
+///
+/// # Errors
+///
+/// If no answer comes, or it is not HTTP.
+pub fn order(port: u16, method: &str, path: &str, body: &str) -> Result<(u16, String)> {
+    let mut tcp = connect(port)?;
+    let length = body.len();
+    let request = format!(
+        "{method} {path} HTTP/1.0\r\nHost: localhost\r\nContent-Length: {length}\r\n\r\n{body}"
+    );
+    tcp.write_all(request.as_bytes())?;
+    parse(&read_all(&mut tcp)?)
+}
+
+fn parse(answer: &str) -> Result<(u16, String)> {
     let status = answer.split(' ').nth(1).and_then(|code| code.parse().ok());
     let (_, body) = answer.split_once("\r\n\r\n").unwrap_or_default();
     Ok((status.context("the answer is not HTTP")?, body.to_owned()))
@@ -149,12 +183,12 @@ fn handshake(tcp: TcpStream, ca: &Path) -> Result<TlsStream> {
 }
 
 /// Reads to the end; a peer that trickles gets no more than 1 MiB and [`PATIENCE`].
-fn read_all(tls: &mut TlsStream) -> io::Result<String> {
+fn read_all(stream: &mut impl Read) -> io::Result<String> {
     let deadline = Deadline::after(PATIENCE);
     let mut answer = Vec::new();
     let mut chunk = [0; 4096];
     loop {
-        match tls.read(&mut chunk) {
+        match stream.read(&mut chunk) {
             Ok(0) => break,
             Ok(length) => answer.extend_from_slice(&chunk[..length]),
             // Redis hangs up without a TLS goodbye.
