@@ -16,6 +16,7 @@ use crate::config::DatabaseConfig;
 use crate::defaults::SHORTEST_FAIR_ATTEMPT;
 use crate::endpoints::{Endpoints, Origin};
 use crate::error::{Error, Unreachable};
+use crate::greeting::Greeting;
 use crate::track::silence;
 
 /// How much later than our own timeout the server gives up on a statement: nobody waits for it any
@@ -35,6 +36,7 @@ pub(crate) struct Connector {
 /// A connection as it was opened.
 pub(crate) struct Opened {
     pub(crate) raw: PgConnection,
+    pub(crate) greeting: Greeting,
     pub(crate) origin: Arc<Origin>,
     /// The origin's epoch before the connection was opened.
     pub(crate) epoch: u64,
@@ -144,7 +146,7 @@ impl Connector {
         for (tried, origin) in candidates.iter().enumerate() {
             let limit = self.share(deadline, candidates.len() - tried);
             match self.open_to(origin, &pass, limit, None).await {
-                Ok(raw) => {
+                Ok((raw, _)) => {
                     let _ = raw.close().await;
                     return Ok(());
                 }
@@ -185,14 +187,14 @@ impl Connector {
             let limit = self.share(deadline, candidates.len() - tried);
             let (epoch, standstill) = (origin.epoch(), Standstill::watch());
             match self.open_to(origin, pass, limit, statement_timeout).await {
-                Ok(raw) => {
+                Ok((raw, greeting)) => {
                     origin.demote(false);
                     // One under what has changed meanwhile is of the past from the beginning.
                     let epoch = match self.access.is_current(pass) {
                         true => epoch,
                         false => epoch.wrapping_sub(1),
                     };
-                    return Ok(Opened { raw, origin: Arc::clone(origin), epoch });
+                    return Ok(Opened { raw, greeting, origin: Arc::clone(origin), epoch });
                 }
                 Err(error) => {
                     tracing::debug!(target: "shared_external::postgres", endpoint = %origin.label, %error, "cannot connect");
@@ -220,7 +222,7 @@ impl Connector {
         pass: &Pass,
         limit: Duration,
         statement_timeout: Option<Duration>,
-    ) -> Result<PgConnection, Error> {
+    ) -> Result<(PgConnection, Greeting), Error> {
         let unreachable = |error| Unreachable::new(Arc::clone(&origin.label), error);
         let mut options = self.options(&origin.endpoint, pass).map_err(unreachable)?;
         if let Some(limit) = statement_timeout {
@@ -228,7 +230,11 @@ impl Connector {
         }
         let started = Instant::now();
         // Large, and seldom needed: every future that may have to connect would carry it.
-        let connecting = Box::pin(async move { options.connect().await });
+        let connecting = Box::pin(async move {
+            let mut raw = options.connect().await?;
+            let greeting = Greeting::ask(&mut raw).await?;
+            Ok((raw, greeting))
+        });
         let connecting = async {
             match &self.runtime {
                 None => connecting.await,
@@ -239,9 +245,9 @@ impl Connector {
             }
         };
         let opened = timeout(limit, connecting).await.unwrap_or_else(|_| Err(silence(limit)));
-        let raw = opened.map_err(unreachable)?;
+        let (raw, greeting) = opened.map_err(unreachable)?;
         tracing::debug!(target: "shared_external::postgres", endpoint = %origin.label, elapsed = ?started.elapsed(), "connected");
-        Ok(raw)
+        Ok((raw, greeting))
     }
 
     fn options(&self, endpoint: &Endpoint, pass: &Pass) -> Result<PgConnectOptions, sqlx::Error> {

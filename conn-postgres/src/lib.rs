@@ -55,6 +55,7 @@ mod endpoints;
 mod error;
 mod executor;
 mod follow;
+mod greeting;
 mod health;
 mod holders;
 mod manager;

@@ -35,8 +35,8 @@ pub struct Session {
 
 impl Session {
     pub(crate) fn new(opened: Opened, dies_at: Instant) -> Self {
-        let Opened { raw, origin, epoch } = opened;
-        Self { raw, track: Track::new(origin, epoch, dies_at) }
+        let Opened { raw, greeting, origin, epoch } = opened;
+        Self { raw, track: Track::new(origin, epoch, greeting, dies_at) }
     }
 
     /// Lends the driver's own connection, for what has no other way: COPY, or sqlx's own transactions.
@@ -179,6 +179,7 @@ impl fmt::Debug for Session {
         let Track { busy, in_transaction, .. } = &self.track;
         f.debug_struct("Session")
             .field("endpoint", &self.track.endpoint())
+            .field("backend", &self.track.greeting.backend)
             .field("busy", busy)
             .field("in_transaction", in_transaction)
             .finish_non_exhaustive()

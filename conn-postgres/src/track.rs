@@ -15,12 +15,14 @@ use tokio::time::{Instant, timeout};
 use crate::classify::{Context, Phase, is_read_only, is_stale_plan};
 use crate::endpoints::Origin;
 use crate::error::{Error, database_error};
+use crate::greeting::Greeting;
 use crate::statement::{Kind, Statement};
 
 /// What is known of a connection beyond what the driver tells.
 pub(crate) struct Track {
     origin: Arc<Origin>,
     epoch: u64,
+    pub(crate) greeting: Greeting,
     dies_at: Instant,
     pub(crate) idle_since: Instant,
     /// Something was started and its end was not seen.
@@ -41,10 +43,16 @@ pub(crate) struct Track {
 }
 
 impl Track {
-    pub(crate) fn new(origin: Arc<Origin>, epoch: u64, dies_at: Instant) -> Self {
+    pub(crate) fn new(
+        origin: Arc<Origin>,
+        epoch: u64,
+        greeting: Greeting,
+        dies_at: Instant,
+    ) -> Self {
         Self {
             origin,
             epoch,
+            greeting,
             dies_at,
             idle_since: Instant::now(),
             busy: false,

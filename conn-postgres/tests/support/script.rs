@@ -118,6 +118,10 @@ async fn serve(
         }
         let text = String::from_utf8(body).unwrap();
         let text = text.trim_end_matches('\0');
+        if text.starts_with("SELECT pg_backend_pid()") {
+            socket.write_all(&greeting()).await?;
+            continue;
+        }
         let (text, next) = match text {
             "BEGIN" => ("succeed", b'T'),
             "COMMIT" => (commit, b'I'),
@@ -150,6 +154,26 @@ async fn serve(
 fn message(kind: u8, body: &[u8]) -> Vec<u8> {
     let length = u32::try_from(body.len() + 4).unwrap();
     [&[kind], &length.to_be_bytes()[..], body].concat()
+}
+
+/// A process, no standby, and not read-only.
+fn greeting() -> Vec<u8> {
+    const COLUMNS: [(&str, i32, i16, &str); 3] =
+        [("backend", 23, 4, "4711"), ("standby", 16, 1, "f"), ("read_only", 16, 1, "f")];
+    let count = 3_u16.to_be_bytes();
+    let (mut names, mut values) = (count.to_vec(), count.to_vec());
+    for (name, kind, size, value) in COLUMNS {
+        names.extend_from_slice(name.as_bytes());
+        // No table, no column of it, no modifier, and in text.
+        names.extend_from_slice(&[0; 7]);
+        names.extend_from_slice(&kind.to_be_bytes());
+        names.extend_from_slice(&size.to_be_bytes());
+        names.extend_from_slice(&[0xFF, 0xFF, 0xFF, 0xFF, 0, 0]);
+        values.extend_from_slice(&u32::try_from(value.len()).unwrap().to_be_bytes());
+        values.extend_from_slice(value.as_bytes());
+    }
+    let answer = [message(b'T', &names), message(b'D', &values), message(b'C', b"SELECT 1\0")];
+    [answer.concat(), message(b'Z', b"I")].concat()
 }
 
 fn failure(severity: &str, code: &str) -> Vec<u8> {
