@@ -65,9 +65,14 @@ impl RedisServer {
 
     pub(crate) async fn start_again(&mut self) {
         self.launch();
-        let port = self.port;
         until("the server listens", async || {
-            std::net::TcpStream::connect(("127.0.0.1", port)).is_ok()
+            // Where something else was there first, it has ended.
+            let child = self.child.as_mut().expect("it was just launched");
+            if child.try_wait().unwrap().is_some() {
+                self.launch();
+            }
+            std::net::TcpStream::connect(("127.0.0.1", self.port)).is_ok()
+                && self.child.as_mut().is_some_and(|child| child.try_wait().unwrap().is_none())
         })
         .await;
     }
