@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use resilience_core::settings::ConfigError;
 use resilience_core::{
-    Attempt, Call, CallError, CircuitBreaker, Deadline, Drained, Name, Pipeline, PipelineBuilder,
-    PoolStatus, RetryBudget, WatchedEndpoints,
+    Attempt, Call, CallError, CircuitBreaker, CircuitState, Deadline, Drained, Name, Pipeline,
+    PipelineBuilder, PoolStatus, RetryBudget, WatchedEndpoints,
 };
 use sqlx::migrate::Migrator;
 use tokio::time::{Instant, timeout_at};
@@ -406,7 +406,21 @@ impl DatabaseManager {
 
     /// [`acquire`](Self::acquire), for whom `taken` says.
     pub(crate) async fn borrow(&self, taken: CallSite) -> Result<Conn, Error> {
-        self.lease("acquire", taken, async |conn| Ok(conn)).await
+        match self.borrow_idle(taken) {
+            Some(conn) => Ok(conn),
+            // Large, and seldom needed.
+            None => Box::pin(self.lease("acquire", taken, async |conn| Ok(conn))).await,
+        }
+    }
+
+    /// A connection that is idle and needs no asking. To lend it is no call: no layer has a say in it, but for
+    /// a circuit that is not closed.
+    fn borrow_idle(&self, taken: CallSite) -> Option<Conn> {
+        let is_closed = self.breaker().state() == CircuitState::Closed;
+        if !is_closed || self.pipeline.is_draining() {
+            return None;
+        }
+        Some(self.pool.acquire_idle(taken)?.limited(self.attempt_timeout))
     }
 
     /// A call's error as ours.

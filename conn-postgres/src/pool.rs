@@ -137,6 +137,24 @@ impl Pool {
         }
     }
 
+    /// A connection that is idle and may be lent as it is; `None` where anything is to be waited for.
+    pub(crate) fn acquire_idle(self: &Arc<Self>, taken: CallSite) -> Option<Conn> {
+        self.places.try_acquire().ok()?.forget();
+        let mut place = Place::new(self);
+        let now = Instant::now();
+        if self.connector.endpoints.refresh() {
+            self.sweep(now);
+        }
+        let session = {
+            let mut shelf = self.shelf();
+            let session =
+                shelf.idle.pop_if(|session| self.fitness(session, now, false) == Fitness::Good)?;
+            place.ticket = Some(shelf.holders.enter(now, taken));
+            session
+        };
+        Some(self.lend(session, place, now, Duration::ZERO, Duration::ZERO))
+    }
+
     /// A connection without waiting for a place; `None` if all are taken.
     pub(crate) async fn try_acquire(
         self: &Arc<Self>,

@@ -4,14 +4,16 @@ use std::collections::HashMap;
 use std::sync::{Arc, OnceLock};
 
 use arc_swap::ArcSwap;
+use foldhash::fast::RandomState;
 use resilience_core::Name;
 
 use crate::names::{MAX_NAMES, OTHER};
 
-/// A map that is copied when a name is new and only read after that.
+/// A map that is copied when a name is new and only read after that. Each event is one look into it, hence its
+/// quick hash: a flood of names that collide is bounded, as all names are.
 #[derive(Debug)]
 pub(crate) struct Capped<T> {
-    entries: ArcSwap<HashMap<Name, Arc<T>>>,
+    entries: ArcSwap<HashMap<Name, Arc<T>, RandomState>>,
     other: OnceLock<T>,
     make: fn(&Name) -> T,
 }

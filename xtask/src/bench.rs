@@ -5,6 +5,8 @@ use clap::{Args, ValueEnum};
 
 use crate::cargo::{Cargo, target_dir};
 use crate::interrupt;
+use crate::servers::Service;
+use crate::servers::packages::install_for;
 
 /// Measure resilience-core beside its peers, and run published crates' mistakes on both
 ///
@@ -26,6 +28,8 @@ pub enum What {
     Breaker,
     /// All layers around one call; allocations
     Pipeline,
+    /// Pool and manager of conn-postgres beside the driver, `PgPool` and deadpool, on a server of its own; allocations
+    Postgres,
     /// What published crates get wrong, on each of them and on ours
     Defects,
 }
@@ -38,6 +42,9 @@ impl Bench {
     /// If it cannot be built, or a target is missed.
     pub fn run(self) -> Result<()> {
         interrupt::catch()?;
+        if self.what == What::Postgres {
+            install_for(&[Service::Postgres])?;
+        }
         let target = target_dir()?.join("bench");
         let mut missed = Vec::new();
         // Each program to its end: what misses its time may still keep its allocations.
@@ -58,11 +65,18 @@ fn programs(what: What, json: bool, target: &str) -> Vec<Cargo> {
     let (name, allocates) = match what {
         What::Breaker => ("breaker", true),
         What::Pipeline => ("pipeline", true),
+        What::Postgres => ("postgres", true),
         What::Defects => ("defects", false),
     };
-    let programs: &[&str] = if allocates { &["bench", "allocations"] } else { &["bench"] };
+    // The database's peers are compiled for it alone.
+    let (main, features) = match what {
+        What::Postgres => ("postgres", &["--features", "postgres"][..]),
+        _ => ("bench", &[][..]),
+    };
+    let programs: &[&str] = if allocates { &[main, "allocations"] } else { &[main] };
     let cargo = |program: &&str| {
         Cargo::new("run --quiet --locked --release --manifest-path xtask/bench/Cargo.toml")
+            .args(features.iter().copied())
             .args(["--target-dir", target, "--bin", program, "--", name])
             .args(json.then_some("--json"))
     };
@@ -87,6 +101,13 @@ mod tests {
                 format!("{start} bench -- breaker --json"),
                 format!("{start} allocations -- breaker --json")
             ]
+        );
+        assert_eq!(
+            shown(What::Postgres, false),
+            ["postgres", "allocations"].map(|program| {
+                let start = start.replace("--target-dir", "--features postgres --target-dir");
+                format!("{start} {program} -- postgres")
+            })
         );
         assert_eq!(shown(What::Defects, false), [format!("{start} bench -- defects")]);
     }

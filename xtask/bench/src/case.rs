@@ -6,6 +6,8 @@ use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Wake, Waker};
 use std::thread::Thread;
 
+use tokio::runtime::Runtime;
+
 /// One thing that several crates can do.
 pub struct Case {
     /// What it is, for the table and as `bench` in JSON.
@@ -105,6 +107,21 @@ impl Subject {
             for i in 0..times {
                 black_box(&drive(operation(&mut service, black_box(i))));
             }
+        })
+    }
+
+    /// A future that needs others of its runtime to go on, and so a runtime that is driven.
+    pub fn runs<T>(
+        name: &'static str,
+        runtime: Runtime,
+        operation: impl AsyncFn(u64) -> T + Send + Sync + 'static,
+    ) -> Self {
+        Self::new(name, move |times| {
+            runtime.block_on(async {
+                for i in 0..times {
+                    black_box(&operation(black_box(i)).await);
+                }
+            });
         })
     }
 

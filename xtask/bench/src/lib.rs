@@ -10,6 +10,8 @@ pub mod case;
 pub mod defects;
 pub mod observer;
 pub mod pipeline;
+#[cfg(feature = "postgres")]
+pub mod postgres;
 pub mod report;
 pub mod subjects;
 pub mod timing;

@@ -4,7 +4,7 @@ use std::sync::LazyLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
+use rustix::thread::{CpuSet, Pid, sched_getaffinity, sched_setaffinity};
 use tokio::runtime::{Builder, Runtime};
 use tokio::time::Instant;
 
@@ -25,12 +25,17 @@ pub static RUNTIME: LazyLock<Runtime> = LazyLock::new(|| {
 });
 
 /// One subject's nanoseconds per operation, block by block.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Timing {
     blocks: Vec<f64>,
 }
 
 impl Timing {
+    /// Takes in one more block.
+    pub fn add(&mut self, nanos: f64) {
+        self.blocks.push(nanos);
+    }
+
     /// The median.
     #[must_use]
     pub fn median(&self) -> f64 {
@@ -66,12 +71,12 @@ pub fn time(case: &Case) -> Vec<Timing> {
     let block = if case.threads == 1 { BLOCK } else { SHARED_BLOCK };
     let subjects: Vec<_> = case.subjects.iter().collect();
     let times: Vec<_> = subjects.iter().map(|s| calibrate(s, case.threads, block)).collect();
-    let mut timings = vec![Timing { blocks: Vec::with_capacity(BLOCKS) }; subjects.len()];
+    let mut timings = vec![Timing::default(); subjects.len()];
     for round in 0..BLOCKS {
         for place in 0..subjects.len() {
             let which = (round + place) % subjects.len();
             let nanos = once(subjects[which], case.threads, times[which]);
-            timings[which].blocks.push(nanos);
+            timings[which].add(nanos);
         }
     }
     timings
@@ -123,7 +128,16 @@ fn once(subject: &Subject, threads: usize, times: u64) -> f64 {
 }
 
 /// Keeps this thread on one of the processors that it may use. Where that is refused, it roams.
-fn pin(thread: usize) {
+pub fn pin(thread: usize) {
+    pin_to(None, thread);
+}
+
+/// Keeps a process on the processor on which [`pin`] keeps a thread of that number. Where that is refused, it roams.
+pub fn pin_process(process: i32, thread: usize) {
+    pin_to(Pid::from_raw(process), thread);
+}
+
+fn pin_to(process: Option<Pid>, thread: usize) {
     static ALLOWED: LazyLock<Vec<usize>> = LazyLock::new(|| {
         let set = sched_getaffinity(None).unwrap_or_else(|_| CpuSet::new());
         (0..CpuSet::MAX_CPU).rev().filter(|cpu| set.is_set(*cpu)).collect()
@@ -133,10 +147,12 @@ fn pin(thread: usize) {
     }
     let mut one = CpuSet::new();
     one.set(ALLOWED[thread % ALLOWED.len()]);
-    let _ = sched_setaffinity(None, &one);
+    let _ = sched_setaffinity(process, &one);
 }
 
-fn quantile(mut values: Vec<f64>, share: f64) -> f64 {
+/// The value below which that share of `values` lies.
+#[must_use]
+pub fn quantile(mut values: Vec<f64>, share: f64) -> f64 {
     values.sort_by(f64::total_cmp);
     let last = values.len() - 1;
     let (below, part) = ((last as f64 * share) as usize, (last as f64 * share).fract());

@@ -1,4 +1,4 @@
-//! `allocations breaker|pipeline [--json]`: counts. A program of its own, because the allocator that counts
+//! `allocations breaker|pipeline|postgres [--json]`: counts. A program of its own, because the allocator that counts
 //! would cost those that allocate some of their time.
 
 use std::process::ExitCode;
@@ -14,11 +14,19 @@ fn main() -> ExitCode {
     let args: Vec<_> = std::env::args().skip(1).collect();
     let mut report = Report::new(args.iter().any(|arg| arg == "--json"));
     let _inside = timing::RUNTIME.enter();
+    #[cfg(feature = "postgres")]
+    let server;
     let cases = match args.first().map(String::as_str) {
         Some("breaker") => breaker::cases(),
         Some("pipeline") => pipeline::cases(),
+        #[cfg(feature = "postgres")]
+        Some("postgres") => {
+            monitoring::install_metrics();
+            server = bench::postgres::Server::start();
+            vec![bench::postgres::checkout::case(&server)]
+        }
         _ => {
-            eprintln!("usage: allocations breaker|pipeline [--json]");
+            eprintln!("usage: allocations breaker|pipeline|postgres [--json]");
             return ExitCode::from(2);
         }
     };

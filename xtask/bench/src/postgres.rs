@@ -1,0 +1,34 @@
+//! What `conn-postgres` costs beside the driver alone and beside other pools, on a server of its own.
+//!
+//! The server is a throw-away one, in the clear on loopback: what a pool adds shows best where the rest is cheapest.
+
+pub mod checkout;
+pub mod crowd;
+pub mod roundtrip;
+mod server;
+mod subjects;
+mod wire;
+
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep};
+
+pub use server::{CONNECTIONS, Server};
+
+#[path = "../../../conn-postgres/tests/support/throwaway.rs"]
+#[allow(
+    missing_docs,
+    unreachable_pub,
+    dead_code,
+    reason = "the tests' own, and they use all of it"
+)]
+mod throwaway;
+
+/// Waits until `condition` holds.
+async fn eventually(what: &str, mut condition: impl AsyncFnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !condition().await {
+        assert!(Instant::now() < deadline, "in vain: {what}");
+        sleep(Duration::from_millis(10)).await;
+    }
+}
