@@ -29,7 +29,7 @@ pub(crate) struct Connector {
     access: Access,
     template: PgConnectOptions,
     ssl_mode: PgSslMode,
-    connect_timeout: Duration,
+    pub(crate) connect_timeout: Duration,
     runtime: Option<Handle>,
 }
 
@@ -250,6 +250,12 @@ impl Connector {
         Ok((raw, greeting))
     }
 
+    /// How to connect to `origin` under what is current, for a driver's part that connects by itself.
+    pub(crate) fn options_to(&self, origin: &Origin) -> Result<PgConnectOptions, sqlx::Error> {
+        let pass = self.access.pass().ok_or(sqlx::Error::PoolClosed)?;
+        self.options(&origin.endpoint, &pass)
+    }
+
     fn options(&self, endpoint: &Endpoint, pass: &Pass) -> Result<PgConnectOptions, sqlx::Error> {
         let host = endpoint.address.host();
         // The driver checks the certificate against the address it connects to, and takes no other name.
@@ -294,7 +300,7 @@ fn milliseconds(duration: Duration) -> String {
     format!("{}ms", duration.as_millis().clamp(1, i32::MAX as u128))
 }
 
-struct AbortOnDrop<T>(tokio::task::JoinHandle<T>);
+pub(crate) struct AbortOnDrop<T>(pub(crate) tokio::task::JoinHandle<T>);
 
 impl<T> Drop for AbortOnDrop<T> {
     fn drop(&mut self) {

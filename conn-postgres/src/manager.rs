@@ -354,13 +354,14 @@ impl DatabaseManager {
         self.pool.status()
     }
 
-    /// Refuses new calls, waits for those that run and for borrowed connections, then closes those that
-    /// are idle. What is still out at `deadline` is closed when it comes back.
+    /// Refuses new calls, ends listeners, waits for calls that run and for borrowed connections, then closes
+    /// those that are idle. What is still out at `deadline` is closed when it comes back.
     ///
     /// # Cancel safety
     ///
     /// Dropping the future leaves the manager refusing new calls; call it again to wait on.
     pub async fn drain(&self, deadline: Deadline) -> Drained {
+        self.pool.listeners.end();
         let calls = self.pipeline.drain(deadline).await;
         let connections = self.pool.drain(deadline).await;
         tracing::debug!(target: "shared_external::postgres", pool = %self.name(), calls = calls.abandoned, connections, "drained");
