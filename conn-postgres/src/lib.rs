@@ -39,6 +39,24 @@
 //! [`DatabaseConfigBuilder::credentials`] takes a provider in place of the URL's password; certificate files are
 //! read again when they change. A login that the server refuses asks for new ones once before it fails.
 //!
+//! # Behind PgBouncer
+//!
+//! In session mode (`pool_mode = session`), nothing is to be done but to let it pass `options` and
+//! `extra_float_digits` (`ignore_startup_parameters`, or session settings since 1.20). In transaction mode, say
+//! so: `pgbouncer=true` in the URL, `DATABASE_PGBOUNCER=true`, or [`DatabaseConfigBuilder::pgbouncer`]. Then
+//!
+//! - no statement is cached: each has no name and is parsed anew, and one outside a transaction gets a
+//!   transaction of its own (BEGIN and COMMIT: two round trips more). What may not run in one (VACUUM,
+//!   CREATE INDEX CONCURRENTLY, a procedure that commits) is sent by [`sqlx::raw_sql`]. A stream that is dropped
+//!   before its end is rolled back;
+//! - no `statement_timeout` is set when a connection is opened. Set it where it lasts:
+//!   `ALTER ROLE app SET statement_timeout = '31s'`, or `query_timeout` in `pgbouncer.ini`;
+//! - [`listen`](DatabaseManager::listen), [`migrate`](DatabaseManager::migrate) and the driver's `prepare` are
+//!   refused: they need the server's own address. What [`raw`](Session::raw) runs is the driver's own, and caches
+//!   statements unless each is told not to (`.persistent(false)`, within a transaction);
+//! - what changes the session (`SET`, advisory locks, temporary tables) reaches whoever comes next at the server:
+//!   use `SET LOCAL` and `pg_advisory_xact_lock`.
+//!
 //! # What is read from elsewhere
 //!
 //! sqlx reads `PGSSLROOTCERT`, `PGSSLCERT`, `PGSSLKEY`, `PGOPTIONS` and `PGUSER` where neither the URL nor our
@@ -60,6 +78,7 @@ mod health;
 mod holders;
 mod listen;
 mod manager;
+mod pgbouncer;
 mod pool;
 mod session;
 mod statement;

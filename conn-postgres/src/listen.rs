@@ -21,6 +21,7 @@ use crate::connector::AbortOnDrop;
 use crate::defaults::{LISTEN_FIRST_WAIT, LISTEN_LONGEST_WAIT};
 use crate::error::Error;
 use crate::manager::DatabaseManager;
+use crate::pgbouncer::refusal;
 use crate::pool::Pool;
 
 use ear::Ear;
@@ -143,6 +144,9 @@ impl DatabaseManager {
         C: Into<Arc<str>>,
     {
         let channels = checked(channels.into_iter().map(Into::into).collect())?;
+        if self.pool.connector.is_behind_pgbouncer() {
+            return Err(refusal("listen()", "listen at the server's own address").into());
+        }
         let (pool, channels) = (&self.pool, &channels);
         let operation = |attempt: Attempt| async move {
             // Where connections live, which may outlive the runtime of who asks.

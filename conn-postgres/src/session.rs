@@ -13,6 +13,7 @@ use tokio::time::{Instant, timeout};
 use crate::classify::Phase;
 use crate::connector::Opened;
 use crate::error::Error;
+use crate::pgbouncer::Bounced;
 use crate::statement::Statement;
 use crate::track::Track;
 
@@ -31,12 +32,15 @@ type Transactions = <Postgres as Database>::TransactionManager;
 pub struct Session {
     pub(crate) raw: PgConnection,
     pub(crate) track: Track,
+    /// There where PgBouncer is on the way.
+    pub(crate) bounced: Option<Box<Bounced>>,
 }
 
 impl Session {
     pub(crate) fn new(opened: Opened, dies_at: Instant) -> Self {
-        let Opened { raw, greeting, origin, epoch } = opened;
-        Self { raw, track: Track::new(origin, epoch, greeting, dies_at) }
+        let Opened { raw, greeting, origin, epoch, behind_pgbouncer } = opened;
+        let bounced = behind_pgbouncer.then(Box::default);
+        Self { raw, track: Track::new(origin, epoch, greeting, dies_at), bounced }
     }
 
     /// Lends the driver's own connection, for what has no other way: COPY, or sqlx's own transactions.
@@ -57,7 +61,7 @@ impl Session {
         &mut self,
         f: impl AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error>,
     ) -> Result<T, Error> {
-        let Self { raw, track } = self;
+        let Self { raw, track, .. } = self;
         let in_transaction = track.in_transaction;
         let work = async move {
             let value = f(&mut *raw).await?;
@@ -81,7 +85,7 @@ impl Session {
     }
 
     pub(crate) async fn begin(&mut self) -> Result<(), Error> {
-        let Self { raw, track } = self;
+        let Self { raw, track, .. } = self;
         if track.in_transaction {
             return Err(Error::TransactionControl("BEGIN within a transaction"));
         }
@@ -105,7 +109,7 @@ impl Session {
             self.rollback().await?;
             return Err(Error::Aborted);
         }
-        let Self { raw, track } = self;
+        let Self { raw, track, .. } = self;
         let result = track.end(Phase::Commit, Transactions::commit(raw)).await;
         match &result {
             Ok(()) => {
@@ -120,7 +124,7 @@ impl Session {
     }
 
     pub(crate) async fn rollback(&mut self) -> Result<(), Error> {
-        let Self { raw, track } = self;
+        let Self { raw, track, .. } = self;
         if track.busy || !track.in_transaction {
             // A busy connection goes no further, and the server rolls back when it closes.
             return Ok(());
@@ -138,7 +142,7 @@ impl Session {
     /// Rolls back with one write that does not wait; the answer is read by whoever uses the connection next.
     /// If the write did not go out whole, the connection is not used again.
     pub(crate) fn rollback_now(&mut self) {
-        let Self { raw, track } = self;
+        let Self { raw, track, .. } = self;
         if track.busy || !track.in_transaction {
             return;
         }
@@ -152,7 +156,7 @@ impl Session {
 
     /// Whether the server answers on this connection within `limit`.
     pub(crate) async fn answers(&mut self, limit: Duration) -> bool {
-        let Self { raw, track } = self;
+        let Self { raw, track, .. } = self;
         let ping = track.watch(Statement::harmless(), raw.ping());
         timeout(limit, ping).await.is_ok_and(|answer| answer.is_ok())
     }

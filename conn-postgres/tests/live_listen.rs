@@ -39,9 +39,10 @@ async fn next_payload(listener: &mut Listener) -> String {
     }
 }
 
-/// Ends the listener's process at the server, as an administrator would.
+/// Ends the listener's process at the server, as an administrator would, and waits until it is gone.
 async fn cut(admin: &mut PgConnection, name: &str) {
-    let sql = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = $1";
+    let sql =
+        "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE application_name = $1";
     sqlx::query(sql).bind(name).execute(admin).await.unwrap();
 }
 
@@ -95,7 +96,12 @@ async fn a_lost_connection_is_replaced_and_the_gap_comes_before_what_follows() {
         assert!(lasted < 5 * SECOND && since.elapsed() >= lasted && dropped == 0, "{lasted:?}");
         assert_eq!(listener.trouble(), None);
         notify(&mut admin, &channel, "after").await;
-        assert_eq!(next_payload(&mut listener).await, "after", "round {round}");
+        let mut heard = next_payload(&mut listener).await;
+        if heard == "between" {
+            // It was back in no time.
+            heard = next_payload(&mut listener).await;
+        }
+        assert_eq!(heard, "after", "round {round}");
     }
     assert_eq!(backends(&mut admin, &name).await, 1, "old connections are left behind");
 }
