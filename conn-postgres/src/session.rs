@@ -6,7 +6,7 @@ use std::pin::pin;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use sqlx::{Connection, Database, PgConnection, Postgres};
+use sqlx::{AssertSqlSafe, Connection, Database, Executor, PgConnection, Postgres, Row};
 use sqlx_core::transaction::TransactionManager;
 use tokio::time::{Instant, timeout};
 
@@ -45,7 +45,7 @@ impl Session {
 
     /// Lends the driver's own connection, for what has no other way: COPY, or sqlx's own transactions.
     ///
-    /// A closure that fails, is cancelled, or leaves a transaction open costs the connection. Settings
+    /// A closure that fails, is cancelled, or leaves a transaction open or a COPY unread costs the connection. Settings
     /// and locks that it leaves in the session are its own to undo, or [`retire`](Self::retire) the
     /// connection; subscriptions are ended for it. Within a transaction, it must not end that.
     ///
@@ -65,11 +65,11 @@ impl Session {
         let in_transaction = track.in_transaction;
         let work = async move {
             let value = f(&mut *raw).await?;
-            match in_transaction {
-                // An answer proves that the transaction has not failed unnoticed.
-                true => sqlx::Executor::execute(raw, "SELECT 1").await.map(drop)?,
-                false => reject_open_transaction(raw).await?,
+            if !in_transaction {
+                reject_open_transaction(raw).await?;
             }
+            // An answer also proves that a transaction has not failed unnoticed.
+            reject_unread_answer(raw).await?;
             Ok(value)
         };
         let result = track.watch(Statement::opaque(), work).await;
@@ -204,5 +204,16 @@ async fn reject_open_transaction(raw: &mut PgConnection) -> Result<(), sqlx::Err
         Err(sqlx::Error::BeginFailed) => Ok(()),
         Err(error) => Err(error),
         Ok(()) => left_open(),
+    }
+}
+
+/// Fails if the next answer is not that to the next question: the driver keeps no count of a COPY that was
+/// not read to its end.
+async fn reject_unread_answer(raw: &mut PgConnection) -> Result<(), sqlx::Error> {
+    let number = fastrand::i64(..);
+    let question = sqlx::raw_sql(AssertSqlSafe(format!("SELECT '{number}'::int8")));
+    match raw.fetch_optional(question).await?.map(|row| row.try_get::<i64, _>(0)) {
+        Some(Ok(answer)) if answer == number => Ok(()),
+        _ => Err(sqlx::Error::Protocol("an answer was left unread".to_owned())),
     }
 }
