@@ -41,12 +41,13 @@
 //!
 //! # Behind PgBouncer
 //!
-//! In session mode (`pool_mode = session`), nothing is to be done but to let it pass `options` and
-//! `extra_float_digits` (`ignore_startup_parameters`, or session settings since 1.20). In transaction mode, say
-//! so: `pgbouncer=true` in the URL, `DATABASE_PGBOUNCER=true`, or [`DatabaseConfigBuilder::pgbouncer`]. Then
+//! In session mode, it is enough that it overlooks what it does not know
+//! (`ignore_startup_parameters = extra_float_digits,options`). In transaction mode (`pool_mode = transaction`),
+//! say so: `pgbouncer=true` in the URL, `DATABASE_PGBOUNCER=true`, or [`DatabaseConfigBuilder::pgbouncer`]. Then
 //!
 //! - no statement is cached: each has no name and is parsed anew, and one outside a transaction gets a
-//!   transaction of its own (BEGIN and COMMIT: two round trips more). What may not run in one (VACUUM,
+//!   transaction of its own (BEGIN and COMMIT: two round trips more; and at first on each connection a savepoint,
+//!   another two). What may not run in one (VACUUM,
 //!   CREATE INDEX CONCURRENTLY, a procedure that commits) is sent by [`sqlx::raw_sql`]. A stream that is dropped
 //!   before its end is rolled back;
 //! - no `statement_timeout` is set when a connection is opened. Set it where it lasts:

@@ -7,13 +7,16 @@ use std::time::Duration;
 
 use conn_postgres::{DatabaseConfig, DatabaseManager, Error, Heard, Listener};
 use futures_util::StreamExt;
-use resilience_core::{CredentialError, CredentialProvider, Credentials, Deadline};
+use resilience_core::{
+    Address, CredentialError, CredentialProvider, Credentials, Deadline, Endpoint, EndpointSet,
+};
 use sqlx::{AssertSqlSafe, Executor, PgConnection};
 use support::{
     State, Wire, admin, backends, config_at, eventually, manager, manager_with, server, url_at,
     variable, within,
 };
 use tokio::runtime::Handle;
+use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -149,6 +152,27 @@ async fn a_silent_peer_is_noticed_though_nothing_is_in_flight_and_leaves_nothing
     assert!(matches!(gap, Some(Heard::Gap { lasted, .. }) if lasted >= 5 * SECOND), "{gap:?}");
     notify(&mut admin, &channel, "after").await;
     assert_eq!(next_payload(&mut listener).await, "after");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_listener_moves_with_its_endpoint_though_the_old_one_still_answers() {
+    let (old, new) = (Wire::to(server()).await, Wire::to(server()).await);
+    let at = |wire: &Wire| vec![Endpoint::new(Address::new("localhost", wire.port))];
+    let (sender, receiver) = watch::channel(EndpointSet::fixed(at(&old)));
+    let (config, name) = config_at(variable("DATABASE_URL"));
+    let db = DatabaseManager::connect_to(config.build().unwrap(), receiver).unwrap();
+    let (mut admin, channel) = (admin().await, channel());
+    let mut listener = db.listen([&*channel]).await.unwrap();
+    assert_eq!(new.accepted(), 0);
+    sender.send_modify(|set| {
+        set.endpoints = at(&new).into();
+        set.generation += 1;
+    });
+    assert!(matches!(next(&mut listener).await, Heard::Gap { .. }));
+    notify(&mut admin, &channel, "after").await;
+    assert_eq!(next_payload(&mut listener).await, "after");
+    assert!(new.accepted() > 0);
+    eventually("the old one is left", async || backends(&mut admin, &name).await == 1).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

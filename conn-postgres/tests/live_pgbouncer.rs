@@ -132,6 +132,7 @@ async fn what_a_closure_does_and_what_fails_in_it_stays_as_it_was() {
     let all = "SELECT count(*) FROM log WHERE a < $1";
     let count: i64 = sqlx::query_scalar(all).bind(9_i64).fetch_one(&db).await.unwrap();
     assert_eq!(count, 1);
+    sqlx::raw_sql("VACUUM log").execute(&db).await.unwrap();
     let copied = db.write(async |mut conn: Conn| {
         conn.raw(async |raw: &mut PgConnection| {
             let mut copy = raw.copy_in_raw("COPY log FROM STDIN").await?;
