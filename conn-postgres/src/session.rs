@@ -45,9 +45,10 @@ impl Session {
 
     /// Lends the driver's own connection, for what has no other way: COPY, or sqlx's own transactions.
     ///
-    /// A closure that fails, is cancelled, or leaves a transaction open or a COPY unread costs the connection. Settings
-    /// and locks that it leaves in the session are its own to undo, or [`retire`](Self::retire) the
-    /// connection; subscriptions are ended for it. Within a transaction, it must not end that.
+    /// A closure that fails, is cancelled, or leaves a transaction open or a COPY unread costs the connection;
+    /// to make sure costs two round trips, one within a transaction. Settings and locks that it leaves in the
+    /// session are its own to undo, or [`retire`](Self::retire) the connection; subscriptions are ended for it.
+    /// Within a transaction, it must not end that.
     ///
     /// # Errors
     ///
