@@ -44,6 +44,7 @@ pub struct DatabaseConfig {
     pub(crate) options: Vec<(String, String)>,
     pub(crate) tuning: Tuning,
     pub(crate) runtime: Option<Handle>,
+    pub(crate) pgbouncer: bool,
 }
 
 impl DatabaseConfig {
@@ -71,7 +72,7 @@ impl DatabaseConfig {
     /// The URL is `postgres://`, `postgresql://` or `postgresql+asyncpg://`; special characters in the
     /// credentials are percent-encoded. Several hosts (`one:5432,two:5432`) are tried in that order.
     /// Parameters: `host`, `port`, `user`, `password`, `dbname`, `sslmode`, `sslrootcert`, `sslcert`,
-    /// `sslkey`, `application_name`, `options`, `statement-cache-capacity`.
+    /// `sslkey`, `application_name`, `options`, `statement-cache-capacity`, `pgbouncer`.
     ///
     /// `sslmode` defaults to `verify-full` where there is a CA file, else to `prefer`; as in libpq,
     /// `require` with a CA file means `verify-ca`.
@@ -106,6 +107,7 @@ impl fmt::Debug for DatabaseConfig {
             .field("database", &self.database)
             .field("ssl_mode", &self.ssl_mode)
             .field("tls", &self.tls)
+            .field("pgbouncer", &self.pgbouncer)
             .field("tuning", &self.tuning)
             .finish_non_exhaustive()
     }
@@ -122,6 +124,7 @@ pub struct DatabaseConfigBuilder {
     tuning: Tuning,
     credentials: Option<Arc<dyn CredentialProvider>>,
     runtime: Option<Handle>,
+    pgbouncer: Option<bool>,
 }
 
 setters! { DatabaseConfigBuilder:
@@ -175,6 +178,7 @@ impl DatabaseConfigBuilder {
             tuning: Tuning::default(),
             credentials: None,
             runtime: None,
+            pgbouncer: None,
         }
     }
 
@@ -215,6 +219,12 @@ impl DatabaseConfigBuilder {
         Self { application_name: Some(name.into()), ..self }
     }
 
+    /// Whether the server is behind PgBouncer in transaction mode (`pool_mode = transaction`). Default: what the
+    /// URL says, else no. See [the crate's page](crate#behind-pgbouncer).
+    pub fn pgbouncer(self, pgbouncer: bool) -> Self {
+        Self { pgbouncer: Some(pgbouncer), ..self }
+    }
+
     /// The runtime on which connections are opened and background tasks run, so that they outlive the
     /// runtime of whoever uses the manager first. Default: the current one at each use.
     pub fn runtime(self, runtime: Handle) -> Self {
@@ -244,6 +254,12 @@ impl DatabaseConfigBuilder {
         let mut builder = Self { url: settings.secret("url"), ..Self::empty() };
         builder.files = TlsFiles::from_settings(&mut settings);
         builder.application_name = settings.text("application_name");
+        if let Some(text) = settings.text("pgbouncer") {
+            match text.parse() {
+                Ok(pgbouncer) => builder.pgbouncer = Some(pgbouncer),
+                Err(_) => settings.wrong("pgbouncer", Held::Text(text), "true or false"),
+            }
+        }
         settings.read_into(builder.tuning.quantities());
         builder.validate(settings.into_problems())
     }
@@ -258,6 +274,11 @@ impl DatabaseConfigBuilder {
             client_key_file: self.files.client_key_file.or(target.client_key_file),
         };
         let tls = files.load(&mut problems).unwrap_or_default();
+        let pgbouncer = self.pgbouncer.or(target.pgbouncer).unwrap_or(false);
+        if pgbouncer && !target.options.is_empty() {
+            let allowed = "false, or a URL without options: PgBouncer passes none on; ALTER ROLE … SET … sets them";
+            problems.wrong("pgbouncer", Held::Text("true".to_owned()), allowed);
+        }
         problems.finish()?;
         Ok(DatabaseConfig {
             name: self.name,
@@ -274,6 +295,7 @@ impl DatabaseConfigBuilder {
             options: target.options,
             tuning: self.tuning,
             runtime: self.runtime,
+            pgbouncer,
         })
     }
 }
@@ -351,6 +373,7 @@ mod tests {
             ("DATABASE_TEST_AFTER", "20"),
             ("DATABASE_LEAK_THRESHOLD", "1.5"),
             ("DATABASE_APPLICATION_NAME", "shop"),
+            ("DATABASE_PGBOUNCER", "true"),
         ])
         .unwrap();
         let seconds = Duration::from_secs;
@@ -374,6 +397,7 @@ mod tests {
             .test_after(seconds(20))
             .leak_threshold(Duration::from_millis(1500))
             .application_name("shop")
+            .pgbouncer(true)
             .build()
             .unwrap();
         assert_eq!(format!("{by_env:?}"), format!("{by_builder:?}"));
@@ -457,6 +481,28 @@ mod tests {
             "1 setting is wrong:\n  DATABASE_MIN_IDLE is \"21\"; allowed: up to pool_size, which is 20"
         );
         DatabaseConfig::builder(URL).pool_size(21).min_idle(21).build().unwrap();
+    }
+
+    #[test]
+    fn pgbouncer_is_said_in_the_url_or_beside_it_and_takes_no_options() {
+        let through = |url: &str| DatabaseConfig::builder(url.to_owned());
+        let url = "postgres://db/app?pgbouncer=true";
+        assert!(through(url).build().unwrap().pgbouncer);
+        assert!(!through(url).pgbouncer(false).build().unwrap().pgbouncer);
+        assert!(!through("postgres://db/app").build().unwrap().pgbouncer);
+        let error = through("postgres://db/app?options=-c%20a%3D1").pgbouncer(true).build();
+        assert_eq!(
+            error.unwrap_err().to_string(),
+            "1 setting is wrong:\n  pgbouncer is \"true\"; allowed: false, or a URL without options: \
+             PgBouncer passes none on; ALTER ROLE … SET … sets them"
+        );
+        let error = from_pairs(&[("DATABASE_URL", URL), ("DATABASE_PGBOUNCER", "1")]).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "1 setting is wrong:\n  DATABASE_PGBOUNCER is \"1\"; allowed: true or false"
+        );
+        let error = through("postgres://db/app?pgbouncer=maybe").build().unwrap_err().to_string();
+        assert!(error.contains("pgbouncer as true or false"), "{error}");
     }
 
     #[test]

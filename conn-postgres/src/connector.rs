@@ -29,8 +29,9 @@ pub(crate) struct Connector {
     access: Access,
     template: PgConnectOptions,
     ssl_mode: PgSslMode,
-    connect_timeout: Duration,
+    pub(crate) connect_timeout: Duration,
     runtime: Option<Handle>,
+    is_behind_pgbouncer: bool,
 }
 
 /// A connection as it was opened.
@@ -40,6 +41,7 @@ pub(crate) struct Opened {
     pub(crate) origin: Arc<Origin>,
     /// The origin's epoch before the connection was opened.
     pub(crate) epoch: u64,
+    pub(crate) behind_pgbouncer: bool,
 }
 
 impl Connector {
@@ -51,6 +53,7 @@ impl Connector {
             ssl_mode: config.ssl_mode,
             connect_timeout: config.tuning.connect_timeout,
             runtime: config.runtime.clone(),
+            is_behind_pgbouncer: config.pgbouncer,
         }
     }
 
@@ -62,6 +65,12 @@ impl Connector {
     /// The runtime on which to open connections and to run tasks, if there is one.
     pub(crate) fn runtime(&self) -> Option<Handle> {
         self.runtime.clone().or_else(|| Handle::try_current().ok())
+    }
+
+    /// Whether PgBouncer lends us a server's process for a transaction at a time: the one that greeted is not
+    /// the one that serves, and belongs to others too.
+    pub(crate) fn is_behind_pgbouncer(&self) -> bool {
+        self.is_behind_pgbouncer
     }
 
     /// A connection to the first endpoint that gives one, by `deadline`.
@@ -194,7 +203,13 @@ impl Connector {
                         true => epoch,
                         false => epoch.wrapping_sub(1),
                     };
-                    return Ok(Opened { raw, greeting, origin: Arc::clone(origin), epoch });
+                    return Ok(Opened {
+                        raw,
+                        greeting,
+                        origin: Arc::clone(origin),
+                        epoch,
+                        behind_pgbouncer: self.is_behind_pgbouncer,
+                    });
                 }
                 Err(error) => {
                     tracing::debug!(target: "shared_external::postgres", endpoint = %origin.label, %error, "cannot connect");
@@ -250,6 +265,12 @@ impl Connector {
         Ok((raw, greeting))
     }
 
+    /// How to connect to `origin` under what is current, for a driver's part that connects by itself.
+    pub(crate) fn options_to(&self, origin: &Origin) -> Result<PgConnectOptions, sqlx::Error> {
+        let pass = self.access.pass().ok_or(sqlx::Error::PoolClosed)?;
+        self.options(&origin.endpoint, &pass)
+    }
+
     fn options(&self, endpoint: &Endpoint, pass: &Pass) -> Result<PgConnectOptions, sqlx::Error> {
         let host = endpoint.address.host();
         // The driver checks the certificate against the address it connects to, and takes no other name.
@@ -271,11 +292,14 @@ fn template(config: &DatabaseConfig) -> PgConnectOptions {
     let program = program();
     let mut options = PgConnectOptions::new_without_pgpass()
         .ssl_mode(config.ssl_mode)
-        .application_name(config.application_name.as_deref().unwrap_or(&program))
-        .options([(
-            "statement_timeout",
-            milliseconds(config.tuning.resilience.attempt_timeout + BACKSTOP_LAG),
-        )])
+        .application_name(config.application_name.as_deref().unwrap_or(&program));
+    if config.pgbouncer {
+        // It refuses settings of a session, which it gives to nobody, but for a few that it knows.
+        return options.extra_float_digits(None);
+    }
+    let timeout = config.tuning.resilience.attempt_timeout + BACKSTOP_LAG;
+    options = options
+        .options([("statement_timeout", milliseconds(timeout))])
         .options(config.options.iter().map(|(name, value)| (name, value)));
     if let Some(capacity) = config.statement_cache {
         options = options.statement_cache_capacity(capacity);
@@ -294,7 +318,7 @@ fn milliseconds(duration: Duration) -> String {
     format!("{}ms", duration.as_millis().clamp(1, i32::MAX as u128))
 }
 
-struct AbortOnDrop<T>(tokio::task::JoinHandle<T>);
+pub(crate) struct AbortOnDrop<T>(pub(crate) tokio::task::JoinHandle<T>);
 
 impl<T> Drop for AbortOnDrop<T> {
     fn drop(&mut self) {

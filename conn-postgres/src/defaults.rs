@@ -51,6 +51,20 @@ pub const LEAK_THRESHOLD: Option<Duration> = None;
 /// How far lifetimes are spread, as a share of [`MAX_LIFETIME`] either way, so that connections opened together do not close together.
 pub const LIFETIME_JITTER: f64 = 0.1;
 
+/// Notifications that wait for a [`Listener`](crate::Listener)'s owner; more are dropped, and told as a gap. 1,024: at 8,000
+/// bytes each, the most that the server takes, 8 MB.
+pub const LISTEN_BUFFER: usize = 1024;
+/// How long a listener hears nothing before it asks whether the server is still there. 5 s: a packet that nobody waits for, and
+/// below the patience of every firewall and proxy.
+pub const LISTEN_PING_AFTER: Duration = Duration::from_secs(5);
+/// How long the answer may take. 5 s, as long as a connect.
+pub const LISTEN_PING_LIMIT: Duration = Duration::from_secs(5);
+/// The longest wait before a lost listener connects again; it doubles with each failure. 100 ms: a gap costs its owner a look at
+/// the whole table, so it shall be short, but a thousand listeners that are cut off together shall not come back together.
+pub const LISTEN_FIRST_WAIT: Duration = Duration::from_millis(100);
+/// The longest wait after failures. 10 s.
+pub const LISTEN_LONGEST_WAIT: Duration = Duration::from_secs(10);
+
 /// How often certificate files are looked at, ± 10 %. 10 s: whoever renews them does so long before the old ones end.
 pub const TLS_FILES_PERIOD: Duration = Duration::from_secs(10);
 
@@ -83,6 +97,9 @@ mod tests {
             seconds(&[RESET_TIMEOUT, IDLE_TIMEOUT, MAX_LIFETIME, HEALTH_TIMEOUT, SLOWLY]),
             [30.0, 600.0, 1800.0, 5.0, 5.0]
         );
+        assert_eq!(LISTEN_BUFFER, 1024);
+        assert_eq!(seconds(&[LISTEN_PING_AFTER, LISTEN_PING_LIMIT]), [5.0, 5.0]);
+        assert_eq!(seconds(&[LISTEN_FIRST_WAIT, LISTEN_LONGEST_WAIT]), [0.1, 10.0]);
         assert_eq!(TLS_FILES_PERIOD, Duration::from_secs(10));
         assert_eq!((seconds(&[TEST_AFTER]), LEAK_THRESHOLD), (vec![30.0], None));
         assert_eq!(SHORTEST_FAIR_ATTEMPT, Duration::from_millis(10));

@@ -17,14 +17,11 @@ use crate::error::Error;
 use crate::executor::{Query, Step, impl_executor};
 use crate::holders::CallSite;
 use crate::manager::DatabaseManager;
-use crate::session::Session;
-
-/// How a statement runs once there is a connection.
-type Run<T> = for<'a> fn(&'a mut Session, Query) -> BoxFuture<'a, Result<T, sqlx::Error>>;
+use crate::pgbouncer::Run;
 
 impl DatabaseManager {
     /// Runs one statement. Only what failed before it was sent is tried again: sqlx's arguments are used up then.
-    async fn direct<T>(self, query: Query, run: Run<T>) -> Result<T, sqlx::Error> {
+    async fn direct<T: Send>(self, query: Query, run: Run<T>) -> Result<T, sqlx::Error> {
         let (pool, query) = (&self.pool, &Mutex::new(Some(query)));
         let take = || query.lock().unwrap_or_else(PoisonError::into_inner).take();
         let is_sent = || query.lock().unwrap_or_else(PoisonError::into_inner).is_none();
@@ -37,7 +34,7 @@ impl DatabaseManager {
             let conn = pool.acquire(attempt.deadline, CallSite::Operation("query")).await?;
             let query = take().expect("an attempt that took it is the last");
             let work = async |mut conn: Conn| {
-                let result = run(&mut conn, query).await;
+                let result = conn.run(query, run).await;
                 result.map_err(|error| conn.track.explain(error))
             };
             conn.fairly(in_all, attempt.deadline, work).await
@@ -55,7 +52,7 @@ impl DatabaseManager {
             let permit = self.breaker().try_acquire().map_err(|open| Error::from_call(open.into()))?;
             let (mut permit, standstill) = (Some(permit), Standstill::watch());
             let failed = {
-                let mut steps = conn.stream(query);
+                let mut steps = conn.steps(query);
                 loop {
                     match steps.try_next().await {
                         Ok(Some(step)) => {

@@ -11,6 +11,7 @@ use sqlx::postgres::PgDatabaseError;
 
 use crate::classify::Context;
 use crate::holders::Holder;
+use crate::pgbouncer::hint;
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
@@ -240,7 +241,10 @@ struct Cause<'a>(&'a sqlx::Error);
 impl fmt::Display for Cause<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match (database_error(self.0), self.0) {
-            (Some(answer), _) => write!(f, "{} ({})", answer.message(), answer.code()),
+            (Some(answer), _) => {
+                let (message, code) = (answer.message(), answer.code());
+                write!(f, "{message} ({code}){}", hint(code, message))
+            }
             (None, sqlx::Error::Io(error)) => error.fmt(f),
             (None, sqlx::Error::Tls(error)) => write!(f, "TLS: {error}"),
             (None, error) => error.fmt(f),

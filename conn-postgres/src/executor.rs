@@ -37,8 +37,32 @@ impl Query {
         Self { sql: query.sql(), arguments, prepared, persistent }
     }
 
-    fn statement(&self) -> Statement {
+    /// A statement without arguments.
+    pub(crate) fn plain(sql: &'static str) -> Self {
+        let sql = sqlx::SqlSafeStr::into_sql_str(sql);
+        Self { sql, arguments: Ok(None), prepared: None, persistent: false }
+    }
+
+    pub(crate) fn text(&self) -> &str {
+        self.sql.as_str()
+    }
+
+    pub(crate) fn has_arguments(&self) -> bool {
+        matches!(self.arguments, Ok(Some(_)))
+    }
+
+    pub(crate) fn statement(&self) -> Statement {
         Statement::of(self.sql.as_str(), matches!(self.arguments, Ok(None)))
+    }
+}
+
+impl Clone for Query {
+    fn clone(&self) -> Self {
+        let arguments = match &self.arguments {
+            Ok(arguments) => Ok(arguments.clone()),
+            Err(error) => Err(error.to_string().into()),
+        };
+        Self { sql: self.sql.clone(), arguments, prepared: self.prepared.clone(), ..*self }
     }
 }
 
@@ -65,23 +89,23 @@ impl Session {
         &mut self,
         query: Query,
     ) -> Result<PgQueryResult, sqlx::Error> {
-        let statement = query.statement();
+        let (statement, query) = self.looked_at(query);
         self.track.watch(statement, self.raw.execute(query)).await
     }
 
     pub(crate) async fn fetch_all_rows(&mut self, query: Query) -> Result<Vec<PgRow>, sqlx::Error> {
-        let statement = query.statement();
+        let (statement, query) = self.looked_at(query);
         self.track.watch(statement, self.raw.fetch_all(query)).await
     }
 
     pub(crate) async fn fetch_row(&mut self, query: Query) -> Result<Option<PgRow>, sqlx::Error> {
-        let statement = query.statement();
+        let (statement, query) = self.looked_at(query);
         self.track.watch(statement, self.raw.fetch_optional(query)).await
     }
 
     pub(crate) fn stream<'e>(&'e mut self, query: Query) -> Rows<'e> {
-        let statement = query.statement();
-        let Self { raw, track } = self;
+        let (statement, query) = self.looked_at(query);
+        let Self { raw, track, .. } = self;
         Rows {
             steps: Some(raw.fetch_many(query)),
             is_started: false,
@@ -91,11 +115,18 @@ impl Session {
         }
     }
 
+    /// What `query` does, and the query without a name where it may have none.
+    fn looked_at(&self, mut query: Query) -> (Statement, Query) {
+        query.persistent &= self.bounced.is_none();
+        (query.statement(), query)
+    }
+
     pub(crate) async fn prepare_sql(
         &mut self,
         sql: SqlStr,
         parameters: &[PgTypeInfo],
     ) -> Result<PgStatement, sqlx::Error> {
+        self.keep_no_statement()?;
         self.track.watch(Statement::harmless(), self.raw.prepare_with(sql, parameters)).await
     }
 
@@ -103,6 +134,7 @@ impl Session {
         &mut self,
         sql: SqlStr,
     ) -> Result<Describe<Postgres>, sqlx::Error> {
+        self.keep_no_statement()?;
         self.track.watch(Statement::harmless(), self.raw.describe(sql)).await
     }
 }
@@ -223,10 +255,10 @@ pub(crate) use impl_executor;
 
 impl_executor! {
     for &'c mut Session, &'c mut Conn, &'c mut Tx<'_> as session: &mut Session;
-    execute(query) { Box::pin(session.execute_query(Query::of(query))) }
-    fetch_many(query) { session.stream(Query::of(query)).boxed() }
-    fetch_all(query) { Box::pin(session.fetch_all_rows(Query::of(query))) }
-    fetch_optional(query) { Box::pin(session.fetch_row(Query::of(query))) }
+    execute(query) { session.run(Query::of(query), |it, query| Box::pin(it.execute_query(query))) }
+    fetch_many(query) { session.steps(Query::of(query)) }
+    fetch_all(query) { session.run(Query::of(query), |it, query| Box::pin(it.fetch_all_rows(query))) }
+    fetch_optional(query) { session.run(Query::of(query), |it, query| Box::pin(it.fetch_row(query))) }
     prepare_with(sql, parameters) { Box::pin(session.prepare_sql(sql, parameters)) }
     describe(sql) { Box::pin(session.describe_sql(sql)) }
 }

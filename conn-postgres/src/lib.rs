@@ -39,6 +39,25 @@
 //! [`DatabaseConfigBuilder::credentials`] takes a provider in place of the URL's password; certificate files are
 //! read again when they change. A login that the server refuses asks for new ones once before it fails.
 //!
+//! # Behind PgBouncer
+//!
+//! In session mode, it is enough that it overlooks what it does not know
+//! (`ignore_startup_parameters = extra_float_digits,options`). In transaction mode (`pool_mode = transaction`),
+//! say so: `pgbouncer=true` in the URL, `DATABASE_PGBOUNCER=true`, or [`DatabaseConfigBuilder::pgbouncer`]. Then
+//!
+//! - no statement is cached: each has no name and is parsed anew, and one outside a transaction gets a
+//!   transaction of its own (BEGIN and COMMIT: two round trips more; and at first on each connection a savepoint,
+//!   another two). What may not run in one (VACUUM,
+//!   CREATE INDEX CONCURRENTLY, a procedure that commits) is sent by [`sqlx::raw_sql`]. A stream that is dropped
+//!   before its end is rolled back;
+//! - no `statement_timeout` is set when a connection is opened. Set it where it lasts:
+//!   `ALTER ROLE app SET statement_timeout = '31s'`, or `query_timeout` in `pgbouncer.ini`;
+//! - [`listen`](DatabaseManager::listen), [`migrate`](DatabaseManager::migrate) and the driver's `prepare` are
+//!   refused: they need the server's own address. What [`raw`](Session::raw) runs is the driver's own, and caches
+//!   statements unless each is told not to (`.persistent(false)`, within a transaction);
+//! - what changes the session (`SET`, advisory locks, temporary tables) reaches whoever comes next at the server:
+//!   use `SET LOCAL` and `pg_advisory_xact_lock`.
+//!
 //! # What is read from elsewhere
 //!
 //! sqlx reads `PGSSLROOTCERT`, `PGSSLCERT`, `PGSSLKEY`, `PGOPTIONS` and `PGUSER` where neither the URL nor our
@@ -58,7 +77,9 @@ mod follow;
 mod greeting;
 mod health;
 mod holders;
+mod listen;
 mod manager;
+mod pgbouncer;
 mod pool;
 mod session;
 mod statement;
@@ -74,6 +95,7 @@ pub use config::{DatabaseConfig, DatabaseConfigBuilder};
 pub use conn::Conn;
 pub use error::{Error, Exhausted, SqlError, Unreachable};
 pub use holders::{CallSite, Holder};
+pub use listen::{Heard, Listener};
 pub use manager::DatabaseManager;
 pub use session::Session;
 pub use tx::Tx;

@@ -22,6 +22,7 @@ use crate::defaults::SHORTEST_FAIR_ATTEMPT;
 use crate::endpoints::Endpoints;
 use crate::error::Error;
 use crate::holders::CallSite;
+use crate::pgbouncer::refusal;
 use crate::pool::Pool;
 use crate::session::Session;
 use crate::track::{Report, silence};
@@ -307,7 +308,8 @@ impl DatabaseManager {
     ///
     /// # Errors
     ///
-    /// Why no connection could be had, what the server says of a migration, or that the time was over.
+    /// Why no connection could be had, what the server says of a migration, or that the time was over;
+    /// behind PgBouncer, that its lock needs a session.
     ///
     /// # Cancel safety
     ///
@@ -316,6 +318,9 @@ impl DatabaseManager {
         let deadline = deadline.inherited();
         if self.pipeline.is_draining() {
             return Err(self.pool.refusal());
+        }
+        if self.pool.connector.is_behind_pgbouncer() {
+            return Err(refusal("migrate()", "migrate at the server's own address").into());
         }
         let mut place = self.pool.place(deadline).await?;
         let limit = deadline.remaining();
@@ -354,13 +359,14 @@ impl DatabaseManager {
         self.pool.status()
     }
 
-    /// Refuses new calls, waits for those that run and for borrowed connections, then closes those that
-    /// are idle. What is still out at `deadline` is closed when it comes back.
+    /// Refuses new calls, ends listeners, waits for calls that run and for borrowed connections, then closes
+    /// those that are idle. What is still out at `deadline` is closed when it comes back.
     ///
     /// # Cancel safety
     ///
     /// Dropping the future leaves the manager refusing new calls; call it again to wait on.
     pub async fn drain(&self, deadline: Deadline) -> Drained {
+        self.pool.listeners.end();
         let calls = self.pipeline.drain(deadline).await;
         let connections = self.pool.drain(deadline).await;
         tracing::debug!(target: "shared_external::postgres", pool = %self.name(), calls = calls.abandoned, connections, "drained");

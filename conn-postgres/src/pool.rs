@@ -25,6 +25,7 @@ use crate::defaults::{LIFETIME_JITTER, SHORTEST_FAIR_ATTEMPT};
 use crate::error::{Error, Exhausted, Unreachable};
 use crate::follow::Followers;
 use crate::holders::{CallSite, Holders};
+use crate::listen::Listeners;
 use crate::session::Session;
 use crate::track::silence;
 
@@ -60,6 +61,7 @@ pub(crate) struct Pool {
     troubled: AtomicBool,
     reaper: Mutex<Option<JoinHandle<()>>>,
     followers: Followers,
+    pub(crate) listeners: Listeners,
 }
 
 /// What lies here, and who has the rest.
@@ -105,6 +107,7 @@ impl Pool {
             troubled: AtomicBool::new(false),
             reaper: Mutex::new(None),
             followers: Followers::default(),
+            listeners: Listeners::default(),
         })
     }
 

@@ -6,13 +6,14 @@ use std::pin::pin;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use sqlx::{Connection, Database, PgConnection, Postgres};
+use sqlx::{AssertSqlSafe, Connection, Database, Executor, PgConnection, Postgres, Row};
 use sqlx_core::transaction::TransactionManager;
 use tokio::time::{Instant, timeout};
 
 use crate::classify::Phase;
 use crate::connector::Opened;
 use crate::error::Error;
+use crate::pgbouncer::Bounced;
 use crate::statement::Statement;
 use crate::track::Track;
 
@@ -31,19 +32,23 @@ type Transactions = <Postgres as Database>::TransactionManager;
 pub struct Session {
     pub(crate) raw: PgConnection,
     pub(crate) track: Track,
+    /// There where PgBouncer is on the way.
+    pub(crate) bounced: Option<Box<Bounced>>,
 }
 
 impl Session {
     pub(crate) fn new(opened: Opened, dies_at: Instant) -> Self {
-        let Opened { raw, greeting, origin, epoch } = opened;
-        Self { raw, track: Track::new(origin, epoch, greeting, dies_at) }
+        let Opened { raw, greeting, origin, epoch, behind_pgbouncer } = opened;
+        let bounced = behind_pgbouncer.then(Box::default);
+        Self { raw, track: Track::new(origin, epoch, greeting, dies_at), bounced }
     }
 
     /// Lends the driver's own connection, for what has no other way: COPY, or sqlx's own transactions.
     ///
-    /// A closure that fails, is cancelled, or leaves a transaction open costs the connection. Settings
-    /// and locks that it leaves in the session are its own to undo, or [`retire`](Self::retire) the
-    /// connection; subscriptions are ended for it. Within a transaction, it must not end that.
+    /// A closure that fails, is cancelled, or leaves a transaction open or a COPY unread costs the connection;
+    /// to make sure costs two round trips, one within a transaction. Settings and locks that it leaves in the
+    /// session are its own to undo, or [`retire`](Self::retire) the connection; subscriptions are ended for it.
+    /// Within a transaction, it must not end that.
     ///
     /// # Errors
     ///
@@ -57,15 +62,15 @@ impl Session {
         &mut self,
         f: impl AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error>,
     ) -> Result<T, Error> {
-        let Self { raw, track } = self;
+        let Self { raw, track, .. } = self;
         let in_transaction = track.in_transaction;
         let work = async move {
             let value = f(&mut *raw).await?;
-            match in_transaction {
-                // An answer proves that the transaction has not failed unnoticed.
-                true => sqlx::Executor::execute(raw, "SELECT 1").await.map(drop)?,
-                false => reject_open_transaction(raw).await?,
+            if !in_transaction {
+                reject_open_transaction(raw).await?;
             }
+            // An answer also proves that a transaction has not failed unnoticed.
+            reject_unread_answer(raw).await?;
             Ok(value)
         };
         let result = track.watch(Statement::opaque(), work).await;
@@ -81,7 +86,7 @@ impl Session {
     }
 
     pub(crate) async fn begin(&mut self) -> Result<(), Error> {
-        let Self { raw, track } = self;
+        let Self { raw, track, .. } = self;
         if track.in_transaction {
             return Err(Error::TransactionControl("BEGIN within a transaction"));
         }
@@ -105,7 +110,7 @@ impl Session {
             self.rollback().await?;
             return Err(Error::Aborted);
         }
-        let Self { raw, track } = self;
+        let Self { raw, track, .. } = self;
         let result = track.end(Phase::Commit, Transactions::commit(raw)).await;
         match &result {
             Ok(()) => {
@@ -120,7 +125,7 @@ impl Session {
     }
 
     pub(crate) async fn rollback(&mut self) -> Result<(), Error> {
-        let Self { raw, track } = self;
+        let Self { raw, track, .. } = self;
         if track.busy || !track.in_transaction {
             // A busy connection goes no further, and the server rolls back when it closes.
             return Ok(());
@@ -138,7 +143,7 @@ impl Session {
     /// Rolls back with one write that does not wait; the answer is read by whoever uses the connection next.
     /// If the write did not go out whole, the connection is not used again.
     pub(crate) fn rollback_now(&mut self) {
-        let Self { raw, track } = self;
+        let Self { raw, track, .. } = self;
         if track.busy || !track.in_transaction {
             return;
         }
@@ -152,7 +157,7 @@ impl Session {
 
     /// Whether the server answers on this connection within `limit`.
     pub(crate) async fn answers(&mut self, limit: Duration) -> bool {
-        let Self { raw, track } = self;
+        let Self { raw, track, .. } = self;
         let ping = track.watch(Statement::harmless(), raw.ping());
         timeout(limit, ping).await.is_ok_and(|answer| answer.is_ok())
     }
@@ -200,5 +205,16 @@ async fn reject_open_transaction(raw: &mut PgConnection) -> Result<(), sqlx::Err
         Err(sqlx::Error::BeginFailed) => Ok(()),
         Err(error) => Err(error),
         Ok(()) => left_open(),
+    }
+}
+
+/// Fails if the next answer is not that to the next question: the driver keeps no count of a COPY that was
+/// not read to its end.
+async fn reject_unread_answer(raw: &mut PgConnection) -> Result<(), sqlx::Error> {
+    let number = fastrand::i64(..);
+    let question = sqlx::raw_sql(AssertSqlSafe(format!("SELECT '{number}'::int8")));
+    match raw.fetch_optional(question).await?.map(|row| row.try_get::<i64, _>(0)) {
+        Some(Ok(answer)) if answer == number => Ok(()),
+        _ => Err(sqlx::Error::Protocol("an answer was left unread".to_owned())),
     }
 }

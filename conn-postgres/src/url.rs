@@ -27,6 +27,7 @@ pub(crate) struct Target {
     pub(crate) client_key_file: Option<PathBuf>,
     pub(crate) application_name: Option<String>,
     pub(crate) statement_cache: Option<usize>,
+    pub(crate) pgbouncer: Option<bool>,
     /// Settings of the server's session, in the URL's order.
     pub(crate) options: Vec<(String, String)>,
 }
@@ -161,6 +162,13 @@ impl Reader<'_> {
                 }
                 _ => "a whole number from 0 to 100000",
             },
+            "pgbouncer" => match value.parse() {
+                Ok(pgbouncer) => {
+                    target.pgbouncer = Some(pgbouncer);
+                    return;
+                }
+                Err(_) => "true or false",
+            },
             "options" => match options(value) {
                 Some(options) => {
                     target.options.extend(options);
@@ -184,7 +192,7 @@ impl Reader<'_> {
                     return target.options.push((name.to_owned(), value.to_owned()));
                 }
                 None => {
-                    let allowed = "no such parameter; allowed: host, port, user, password, dbname, sslmode, sslrootcert, sslcert, sslkey, application_name, options, statement-cache-capacity";
+                    let allowed = "no such parameter; allowed: host, port, user, password, dbname, sslmode, sslrootcert, sslcert, sslkey, application_name, options, statement-cache-capacity, pgbouncer";
                     self.wrong.push((self.with_parameter(key), allowed.to_owned()));
                     return;
                 }

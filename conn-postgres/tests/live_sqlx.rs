@@ -9,9 +9,12 @@ use conn_postgres::{Conn, DatabaseManager, Error, Tx};
 use futures_util::TryStreamExt;
 use resilience_core::{Call, CallError, CircuitState, Deadline};
 use sqlx::migrate::{Migration, MigrationType, Migrator};
-use sqlx::postgres::PgRow;
-use sqlx::{AssertSqlSafe, Executor, FromRow, PgConnection, Postgres, Row, SqlSafeStr, Statement};
+use sqlx::{
+    Acquire, AssertSqlSafe, Executor, FromRow, PgConnection, Postgres, QueryBuilder, SqlSafeStr,
+    Statement,
+};
 use support::{admin, backends, eventually, manager, manager_with};
+use tokio::time::timeout;
 
 /// As in code written for `PgPool`: sqlx's error type, sqlx's bounds.
 async fn written_for_sqlx<'e>(db: impl Executor<'e, Database = Postgres>) -> sqlx::Result<i32> {
@@ -22,15 +25,11 @@ async fn in_a_transaction(tx: &mut Tx<'_>) -> sqlx::Result<i32> {
     written_for_sqlx(&mut **tx).await
 }
 
-#[derive(Debug, PartialEq)]
+#[derive(Debug, PartialEq, FromRow)]
 struct Person {
+    #[sqlx(default)]
+    id: i64,
     name: String,
-}
-
-impl FromRow<'_, PgRow> for Person {
-    fn from_row(row: &PgRow) -> sqlx::Result<Self> {
-        Ok(Self { name: row.try_get("name")? })
-    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -114,28 +113,152 @@ async fn every_way_in_can_be_spawned() {
     task.await.unwrap().unwrap();
 }
 
-#[tokio::test]
-async fn copy_goes_through_the_drivers_own_connection_and_keeps_it() {
+/// As in code that takes a pool or a connection alike.
+async fn written_for_acquire<'c>(db: impl Acquire<'c, Database = Postgres>) -> sqlx::Result<i64> {
+    let mut tx = db.begin().await?;
+    let sum = sqlx::query_scalar("SELECT $1::int8 + 1").bind(41_i64).fetch_one(&mut *tx).await?;
+    let mut savepoint = tx.begin().await?;
+    let refused = sqlx::query("SELECT 1/0").execute(&mut *savepoint).await;
+    assert!(refused.unwrap_err().as_database_error().is_some());
+    savepoint.rollback().await?;
+    tx.commit().await?;
+    Ok(sum)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn queries_that_are_built_and_streams_that_are_spawned_run_as_they_did() {
+    let (db, name) = manager_with(|it| it.pool_size(2));
+    let table = format!("\"built-{name}\"");
+    let create = format!("CREATE TABLE {table} (id int8, name text)");
+    (&db).execute(AssertSqlSafe(create)).await.unwrap();
+    let mut insert = QueryBuilder::<Postgres>::new(format!("INSERT INTO {table} (id, name) "));
+    insert.push_values(1..=500_i64, |mut row, id| {
+        row.push_bind(id).push_bind(format!("name {id}"));
+    });
+    assert_eq!(insert.build().execute(&db).await.unwrap().rows_affected(), 500);
+
+    let select = |db: DatabaseManager| {
+        let table = table.clone();
+        async move {
+            let mut select = QueryBuilder::<Postgres>::new(format!("SELECT * FROM {table} "));
+            select.push("WHERE id > ").push_bind(490_i64).push(" ORDER BY id");
+            let mut people = select.build_query_as::<Person>().fetch(&db);
+            let mut found = Vec::new();
+            while let Some(person) = people.try_next().await? {
+                found.push(person);
+            }
+            Ok::<_, sqlx::Error>(found)
+        }
+    };
+    let spawned: Vec<_> = (0..4).map(|_| tokio::spawn(select(db.clone()))).collect();
+    for found in spawned {
+        let found = found.await.unwrap().unwrap();
+        assert_eq!((found.len(), &found[0].name), (10, &"name 491".to_owned()));
+    }
+    assert_eq!((db.status().in_use, db.status().idle), (0, 2), "a stream cost its connection");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_acquires_a_connection_and_begins_on_it_has_the_drivers_own() {
     let (db, _) = manager_with(|it| it.pool_size(1));
     let mut conn = db.acquire().await.unwrap();
-    sqlx::query("CREATE TABLE IF NOT EXISTS copied (name text)").execute(&mut conn).await.unwrap();
+    assert_eq!(conn.raw(async |raw| written_for_acquire(raw).await).await.unwrap(), 42);
+    drop(conn);
+    assert_eq!(db.status().idle, 1, "what ended all that it began cost its connection");
+}
+
+#[tokio::test]
+async fn copy_goes_through_the_drivers_own_connection_and_keeps_it() {
+    let (db, name) = manager_with(|it| it.pool_size(1));
+    let table = Copied::new(&db, &name).await;
+    let mut conn = db.acquire().await.unwrap();
     let copied = conn.raw(async |raw: &mut PgConnection| {
-        let mut copy = raw.copy_in_raw("COPY copied (name) FROM STDIN").await?;
+        let mut copy = raw.copy_in_raw(&table.copy_in()).await?;
         copy.send(&b"Ada\nGrace\n"[..]).await?;
         copy.finish().await
     });
     assert_eq!(copied.await.unwrap(), 2);
+    let rows = conn.raw(async |raw: &mut PgConnection| {
+        let mut rows = raw.copy_out_raw(&table.copy_out()).await?;
+        let mut text = Vec::new();
+        while let Some(row) = rows.try_next().await? {
+            text.extend_from_slice(&row);
+        }
+        Ok(text)
+    });
+    assert_eq!(rows.await.unwrap(), b"Ada\nGrace\n");
     drop(conn);
     assert_eq!(db.status().idle, 1);
     let mut conn = db.acquire().await.unwrap();
     let failed = conn.raw(async |raw: &mut PgConnection| {
-        let mut copy = raw.copy_in_raw("COPY copied (name) FROM STDIN").await?;
-        copy.send(&b"too\tmany\tcolumns\n"[..]).await?;
+        let mut copy = raw.copy_in_raw(&table.copy_in()).await?;
+        copy.send(&b"Barbara\ntoo\tmany\tcolumns\n"[..]).await?;
         copy.finish().await
     });
-    assert!(failed.await.is_err());
+    let error = failed.await.unwrap_err();
+    assert_eq!(error.code(), Some("22P04"), "{error}");
     drop(conn);
     assert_eq!(db.status().idle, 0, "a connection whose closure failed was kept");
+    assert_eq!(table.rows(&db).await, 2, "a part of a COPY that failed is there");
+}
+
+#[tokio::test]
+async fn an_interrupted_copy_leaves_no_half_rows_and_costs_its_connection_alone() {
+    let (db, name) = manager_with(|it| it.pool_size(2));
+    let mut admin = admin().await;
+    let table = Copied::new(&db, &name).await;
+    let other = db.acquire().await.unwrap();
+    let mut conn = db.acquire().await.unwrap();
+    let rows = "Ada\n".repeat(10_000);
+    let interrupted = conn.raw(async |raw: &mut PgConnection| {
+        let mut copy = raw.copy_in_raw(&table.copy_in()).await?;
+        copy.send(rows.as_bytes()).await?;
+        std::future::pending::<()>().await;
+        copy.finish().await
+    });
+    assert!(timeout(Duration::from_millis(300), interrupted).await.is_err());
+    drop((conn, other));
+    assert_eq!((db.status().in_use, db.status().idle), (0, 1));
+    assert_eq!(table.rows(&db).await, 0);
+    eventually("its process ends", async || backends(&mut admin, &name).await == 1).await;
+
+    // One that is read in part, by a closure that then says that all is well.
+    let mut conn = db.acquire().await.unwrap();
+    let read = conn.raw(async |raw: &mut PgConnection| {
+        let sql = "COPY (SELECT generate_series(1, 200000)) TO STDOUT";
+        let mut rows = raw.copy_out_raw(sql).await?;
+        rows.try_next().await.map(|row| row.is_some())
+    });
+    let refused = read.await.unwrap_err();
+    assert!(refused.to_string().contains("an answer was left unread"), "{refused}");
+    drop(conn);
+    let sane: i32 = sqlx::query_scalar("SELECT 1").fetch_one(&db).await.unwrap();
+    assert_eq!((sane, db.status().in_use), (1, 0));
+}
+
+/// A table that rows are copied into.
+struct Copied(String);
+
+impl Copied {
+    async fn new(db: &DatabaseManager, name: &str) -> Self {
+        let table = Self(format!("\"copied-{name}\""));
+        let create = AssertSqlSafe(format!("CREATE TABLE {} (name text)", table.0));
+        db.execute(create).await.unwrap();
+        table
+    }
+
+    fn copy_in(&self) -> String {
+        format!("COPY {} (name) FROM STDIN", self.0)
+    }
+
+    fn copy_out(&self) -> String {
+        format!("COPY {} (name) TO STDOUT", self.0)
+    }
+
+    async fn rows(&self, db: &DatabaseManager) -> i64 {
+        let count = AssertSqlSafe(format!("SELECT count(*) FROM {}", self.0));
+        sqlx::query_scalar(count).fetch_one(db).await.unwrap()
+    }
 }
 
 fn migrator(name: &str, last: &'static str) -> Migrator {
@@ -168,6 +291,19 @@ async fn migrations_run_once_even_when_all_instances_start_together() {
     let sql = AssertSqlSafe(format!("SELECT count(*) FROM \"{name}-migrations\" WHERE success"));
     let done: i64 = sqlx::query_scalar(sql).fetch_one(&db).await.unwrap();
     assert_eq!(done, 2);
+}
+
+#[tokio::test]
+async fn migrations_of_a_directory_are_embedded_and_run() {
+    let (db, name) = manager();
+    let mut migrator = sqlx::migrate!("tests/migrations");
+    migrator.dangerous_set_table_name(format!("\"{name}-migrations\""));
+    for _ in 0..2 {
+        db.migrate(&migrator, Deadline::within(Duration::from_secs(5))).await.unwrap();
+    }
+    let ada: Person =
+        sqlx::query_as("SELECT * FROM moved_people WHERE id = 1").fetch_one(&db).await.unwrap();
+    assert_eq!(ada, Person { id: 1, name: "Ada".to_owned() });
 }
 
 #[tokio::test]

@@ -9,7 +9,8 @@ use clap::Args;
 use crate::cargo::{Cargo, Package, members};
 use crate::interrupt;
 use crate::progress::say;
-use crate::servers::{Backend, BackendKind, Profile, Servers};
+use crate::servers::packages::install_for;
+use crate::servers::{Backend, BackendKind, Profile, Servers, Service};
 
 /// Run all tests, against real servers that are started if need be
 ///
@@ -57,6 +58,8 @@ impl Test {
 fn servers() -> Result<(Vec<(String, String)>, bool)> {
     let had = Servers::find()?.is_some();
     let servers = Servers::up(Profile::Single, Backend::Auto)?;
+    // A connector's tests start one of their own.
+    install_for(&[Service::Pgbouncer])?;
     let ours = !had && servers.backend() != BackendKind::External;
     if ours {
         say("xtask", "the servers stay up after the tests: `cargo xtask down` ends them");

@@ -8,7 +8,10 @@ use xtask::checkout::root;
 
 /// An application in a directory of its own, as `cargo add` would leave it.
 struct Consumer {
+    /// Which of ours it reads by.
     name: &'static str,
+    /// What tells it from others that read by the same.
+    purpose: &'static str,
     /// What it depends on of ours, beside a path.
     dependency: &'static str,
     /// Other lines of its `[dependencies]`.
@@ -20,6 +23,7 @@ struct Consumer {
 
 const POSTGRES: Consumer = Consumer {
     name: "conn-postgres",
+    purpose: "reader",
     dependency: "{ path = PATH }",
     others: "sqlx = { version = \"0.9\", default-features = false, features = [\"postgres\"] }",
     main: r#"
@@ -36,8 +40,39 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     prints: "app says 42, Healthy",
 };
 
+/// sqlx's macros look at the database while it is compiled.
+const MACROS: Consumer = Consumer {
+    name: "conn-postgres",
+    purpose: "macros",
+    dependency: "{ path = PATH }",
+    others: "sqlx = { version = \"0.9\", default-features = false, features = [\"macros\", \"postgres\", \"runtime-tokio\", \"tls-rustls-aws-lc-rs\"] }",
+    main: r###"
+use conn_postgres::{DatabaseConfig, DatabaseManager};
+
+struct Role {
+    name: String,
+    limit: i32,
+}
+
+#[tokio::main]
+async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let db = DatabaseManager::connect(DatabaseConfig::from_env()?)?;
+    let sql = sqlx::query_as!(Role, r##"SELECT rolname::text AS "name!", rolconnlimit AS "limit!" FROM pg_roles WHERE rolname = $1"##, "app");
+    let role = sql.fetch_one(&db).await?;
+    let mut tx = db.begin().await?;
+    let sum = sqlx::query_scalar!(r##"SELECT $1::int4 + 2 AS "sum!""##, 40).fetch_one(&mut *tx).await?;
+    let row = sqlx::query!(r##"SELECT 1.5::float8 AS "half!""##).fetch_one(&mut tx).await?;
+    tx.commit().await?;
+    println!("{} has {} and says {sum}, {}", role.name, role.limit, row.half);
+    Ok(())
+}
+"###,
+    prints: "app has -1 and says 42, 1.5",
+};
+
 const REDIS: Consumer = Consumer {
     name: "conn-redis",
+    purpose: "reader",
     dependency: "{ path = PATH }",
     others: "",
     main: r#"
@@ -56,6 +91,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
 
 const OPENSEARCH: Consumer = Consumer {
     name: "conn-opensearch",
+    purpose: "reader",
     dependency: "{ path = PATH }",
     others: "serde_json = \"1\"",
     main: r#"
@@ -74,6 +110,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
 
 const FACADE: Consumer = Consumer {
     name: "shared-external",
+    purpose: "reader",
     dependency: "{ path = PATH, features = [\"redis\"] }",
     others: "",
     main: r#"
@@ -94,6 +131,11 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
 #[test]
 fn postgres_is_read_by_its_connector_alone() {
     POSTGRES.run();
+}
+
+#[test]
+fn sqlx_macros_compile_and_run_on_the_connector_unchanged() {
+    MACROS.run();
 }
 
 #[test]
@@ -120,13 +162,16 @@ impl Consumer {
                 "{variable} is set by `cargo xtask test`"
             );
         }
-        let dir = Scratch::new(self.name);
+        let dir = Scratch::new(&self.package());
         self.write(&dir.0);
         let cargo = std::env::var_os("CARGO").expect("cargo runs the tests");
         let mut command = Command::new(cargo);
         // Whatever it needs was fetched for this workspace, at these versions.
         command.args(["run", "--quiet", "--offline"]).current_dir(&dir.0);
         command.env("CARGO_TARGET_DIR", root().join("target/consumers"));
+        if self.purpose == "macros" {
+            command.env("DATABASE_URL", database_url());
+        }
         let output = command.output().unwrap();
         let errors = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "{} failed: {errors}", self.name);
@@ -134,14 +179,19 @@ impl Consumer {
         assert_eq!(answer.trim_end(), self.prints, "{errors}");
     }
 
+    fn package(&self) -> String {
+        format!("{}-of-{}", self.purpose, self.name)
+    }
+
     fn write(&self, dir: &Path) {
         let name = self.name;
         let path = format!("{:?}", root().join(name));
         let dependency = self.dependency.replace("PATH", &path);
         let manifest = format!(
-            "[package]\nname = \"consumer-of-{name}\"\nedition = \"2024\"\n\n[workspace]\n\n\
+            "[package]\nname = \"{}\"\nedition = \"2024\"\n\n[workspace]\n\n\
              [dependencies]\n{name} = {dependency}\ntokio = {{ version = \"1\", features = [\"macros\", \"rt-multi-thread\"] }}\n{}\n\n\
              [profile.dev]\ndebug = false\n",
+            self.package(),
             self.others
         );
         fs::write(dir.join("Cargo.toml"), manifest).unwrap();
@@ -151,12 +201,19 @@ impl Consumer {
     }
 }
 
+/// The database's URL as sqlx's macros take it: they know neither SQLAlchemy's scheme nor our variables.
+fn database_url() -> String {
+    let variable = |name| std::env::var(name).expect("set by `cargo xtask test`");
+    let url = variable("DATABASE_URL").replace("+asyncpg", "");
+    format!("{url}?sslmode=verify-full&sslrootcert={}", variable("DATABASE_CA_FILE"))
+}
+
 /// A directory that is removed in the end.
 struct Scratch(PathBuf);
 
 impl Scratch {
     fn new(name: &str) -> Self {
-        let dir = std::env::temp_dir().join(format!("consumer-of-{name}-{}", std::process::id()));
+        let dir = std::env::temp_dir().join(format!("{name}-{}", std::process::id()));
         fs::create_dir(&dir).unwrap();
         Self(dir)
     }

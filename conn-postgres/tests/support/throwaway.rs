@@ -1,6 +1,6 @@
 //! A PostgreSQL of the test's own, to be killed and stopped. Its programs come from the installed packages.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -110,7 +110,11 @@ impl Throwaway {
     }
 
     fn command(&self, program: &str) -> Command {
-        let program = programs().join(program);
+        self.command_of(&programs().join(program))
+    }
+
+    /// `program`, to be run in its directory and as its user.
+    pub fn command_of(&self, program: &Path) -> Command {
         let mut command = match is_root() {
             // It refuses to run as root.
             true => {

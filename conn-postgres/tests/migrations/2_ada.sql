@@ -1,0 +1,1 @@
+INSERT INTO moved_people VALUES (1, 'Ada') ON CONFLICT DO NOTHING;
