@@ -31,6 +31,9 @@ pub(crate) struct Connector {
     ssl_mode: PgSslMode,
     connect_timeout: Duration,
     runtime: Option<Handle>,
+    /// Whether a backend serves one connection of ours as long as that is open, and can be cancelled by its
+    /// process id. Behind a proxy that shares backends it may serve a stranger by then.
+    pub(crate) owns_backends: bool,
 }
 
 /// A connection as it was opened.
@@ -51,6 +54,7 @@ impl Connector {
             ssl_mode: config.ssl_mode,
             connect_timeout: config.tuning.connect_timeout,
             runtime: config.runtime.clone(),
+            owns_backends: true,
         }
     }
 
@@ -90,6 +94,16 @@ impl Connector {
                 None => return Err(error),
             }
         }
+    }
+
+    /// A connection to `origin`, beside the pool, under what the others were opened under.
+    pub(crate) async fn open_beside(&self, origin: &Origin) -> Result<PgConnection, Error> {
+        let limit = self.connect_timeout;
+        let pass = match self.access.pass() {
+            Some(pass) => pass,
+            None => self.access.first_pass(Deadline::within(limit)).await?,
+        };
+        Ok(self.open_to(origin, &pass, limit, None).await?.0)
     }
 
     /// Whether and how often to look for changes of what connections are opened under.
@@ -230,9 +244,10 @@ impl Connector {
         }
         let started = Instant::now();
         // Large, and seldom needed: every future that may have to connect would carry it.
+        let owns_backends = self.owns_backends;
         let connecting = Box::pin(async move {
             let mut raw = options.connect().await?;
-            let greeting = Greeting::ask(&mut raw).await?;
+            let greeting = Greeting::ask(&mut raw, owns_backends).await?;
             Ok((raw, greeting))
         });
         let connecting = async {

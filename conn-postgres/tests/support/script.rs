@@ -156,11 +156,16 @@ fn message(kind: u8, body: &[u8]) -> Vec<u8> {
     [&[kind], &length.to_be_bytes()[..], body].concat()
 }
 
-/// A process, no standby, and not read-only.
+/// A process, no standby, not read-only, begun at the beginning of time, and looking after the connection.
 fn greeting() -> Vec<u8> {
-    const COLUMNS: [(&str, i32, i16, &str); 3] =
-        [("backend", 23, 4, "4711"), ("standby", 16, 1, "f"), ("read_only", 16, 1, "f")];
-    let count = 3_u16.to_be_bytes();
+    const COLUMNS: [(&str, i32, i16, &str); 5] = [
+        ("backend", 23, 4, "4711"),
+        ("standby", 16, 1, "f"),
+        ("read_only", 16, 1, "f"),
+        ("since", 20, 8, "0"),
+        ("watch", 25, -1, "1s"),
+    ];
+    let count = 5_u16.to_be_bytes();
     let (mut names, mut values) = (count.to_vec(), count.to_vec());
     for (name, kind, size, value) in COLUMNS {
         names.extend_from_slice(name.as_bytes());

@@ -1,0 +1,200 @@
+//! What is cut short here ends at the server too: soon, without anyone waiting for it, and nothing else does.
+
+mod support;
+
+use std::future::Future;
+use std::time::Duration;
+
+use conn_postgres::{Conn, DatabaseConfigBuilder, DatabaseManager, Tx};
+use futures_util::TryStreamExt;
+use resilience_core::{Call, Deadline};
+use sqlx::{Executor, PgConnection};
+use support::{admin, backends, config_at, eventually, manager_with, variable};
+use tokio::time::Instant;
+
+/// Time for what is cut by the clock: enough to begin.
+const TIME: Duration = Duration::from_millis(600);
+
+/// How long a cut statement may go on at the server, on a machine that has other things to do. It takes a few
+/// milliseconds, and a connect before the first.
+const SOON: Duration = Duration::from_secs(1);
+
+/// A manager whose server does not find out by itself before the test is over.
+fn unwatched(
+    change: impl FnOnce(DatabaseConfigBuilder) -> DatabaseConfigBuilder,
+) -> (DatabaseManager, String) {
+    let never = "?options=-c%20client_connection_check_interval%3D60s";
+    let (builder, name) = config_at(format!("{}{never}", variable("DATABASE_URL")));
+    let config = change(builder.max_retries(0)).build().unwrap();
+    (DatabaseManager::connect(config).unwrap(), name)
+}
+
+/// How many backends of that name run a statement or are in a transaction, but for statements of our own.
+async fn busy(admin: &mut PgConnection, name: &str) -> i64 {
+    let sql = "SELECT count(*) FROM pg_stat_activity \
+               WHERE application_name = $1 AND state <> 'idle' AND backend_type = 'client backend' \
+               AND query NOT LIKE '%pg_backend_pid()%' AND query NOT LIKE '%pg_cancel_backend%'";
+    sqlx::query_scalar(sql).bind(name).fetch_one(admin).await.unwrap()
+}
+
+/// Drops `future` once the server is busy with it.
+async fn cut<T>(admin: &mut PgConnection, name: &str, future: impl Future<Output = T>) {
+    tokio::select! {
+        _ = future => panic!("it came to an end"),
+        () = eventually("it has begun", async || busy(admin, name).await > 0) => {}
+    }
+}
+
+/// Waits until the server does nothing more for `name`; fails if that takes longer than `limit`.
+async fn ends_within(limit: Duration, what: &str, admin: &mut PgConnection, name: &str) {
+    let since = Instant::now();
+    eventually(what, async || busy(admin, name).await == 0).await;
+    assert!(since.elapsed() <= limit, "{what}: it went on for {:?}", since.elapsed());
+}
+
+/// A figure of the manager's canceller.
+fn figure(db: &DatabaseManager, name: &str) -> u64 {
+    let text = format!("{db:?}");
+    let (_, rest) = text.split_once(&format!("{name}: ")).unwrap_or_else(|| panic!("{text}"));
+    rest.split(|it: char| !it.is_ascii_digit()).next().unwrap().parse().unwrap()
+}
+
+const SLEEP: &str = "SELECT pg_sleep(60)";
+
+#[tokio::test]
+async fn what_is_cut_here_ends_at_the_server_however_it_was_cut() {
+    let mut admin = admin().await;
+    let (db, name) = unwatched(|it| it);
+    let (hurried, hurried_name) = unwatched(|it| it.attempt_timeout(TIME));
+    for manager in [&db, &hurried] {
+        manager.warm_up(Deadline::within(Duration::from_secs(10))).await.unwrap();
+    }
+
+    cut(&mut admin, &name, sqlx::query(SLEEP).execute(&db)).await;
+    ends_within(SOON, "a dropped future", &mut admin, &name).await;
+
+    cut(&mut admin, &name, sqlx::query(SLEEP).fetch(&db).try_next()).await;
+    ends_within(SOON, "a dropped stream", &mut admin, &name).await;
+
+    let call = Call::read().by(Deadline::within(TIME));
+    let late = db.call(call, async |mut conn: Conn| Ok(conn.execute(SLEEP).await?));
+    late.await.unwrap_err();
+    ends_within(SOON, "a call past its deadline", &mut admin, &name).await;
+
+    let mut conn = db.acquire().await.unwrap();
+    let raw = conn.raw(async |raw: &mut PgConnection| raw.execute(SLEEP).await);
+    cut(&mut admin, &name, raw).await;
+    drop(conn);
+    ends_within(SOON, "a dropped raw closure", &mut admin, &name).await;
+
+    hurried.read(async |mut conn: Conn| Ok(conn.execute(SLEEP).await?)).await.unwrap_err();
+    ends_within(SOON, "an attempt past its time", &mut admin, &hurried_name).await;
+
+    let mut conn = hurried.acquire().await.unwrap();
+    conn.execute(SLEEP).await.unwrap_err();
+    drop(conn);
+    ends_within(SOON, "an operation past its time", &mut admin, &hurried_name).await;
+
+    assert_eq!((figure(&db, "cancelled"), figure(&hurried, "cancelled")), (4, 2));
+    assert_eq!((figure(&db, "dropped"), figure(&hurried, "dropped")), (0, 0));
+}
+
+#[tokio::test]
+async fn what_heeds_no_cancel_request_is_terminated() {
+    let mut admin = admin().await;
+    let (db, name) = unwatched(|it| it);
+    let stubborn = "DO $$ BEGIN LOOP BEGIN PERFORM pg_sleep(60); \
+                    EXCEPTION WHEN query_canceled THEN NULL; END; END LOOP; END $$";
+    cut(&mut admin, &name, db.execute(stubborn)).await;
+    ends_within(SOON, "a stubborn statement", &mut admin, &name).await;
+    assert!(figure(&db, "cancelled") == 1 && figure(&db, "terminated") > 0);
+}
+
+#[tokio::test]
+async fn a_write_that_is_cut_in_a_transaction_is_rolled_back_and_blocks_nobody() {
+    let mut admin = admin().await;
+    let (db, name) = unwatched(|it| it);
+    db.execute("CREATE TABLE IF NOT EXISTS cut_writes (name text, value int)").await.unwrap();
+    let sql = "INSERT INTO cut_writes VALUES ($1, 0)";
+    sqlx::query(sql).bind(&name).execute(&db).await.unwrap();
+    let update = "UPDATE cut_writes SET value = value + 1 WHERE name = $1";
+    let slow = "UPDATE cut_writes SET value = value + 1 \
+                WHERE name = $1 AND pg_sleep(60) IS NOT NULL";
+    let transaction = db.transaction(async |mut tx: Tx<'static>| {
+        sqlx::query(update).bind(&name).execute(&mut *tx).await?;
+        Ok(sqlx::query(slow).bind(&name).execute(&mut *tx).await?)
+    });
+    let sleeps = "SELECT wait_event = 'PgSleep' FROM pg_stat_activity WHERE application_name = $1";
+    tokio::select! {
+        _ = transaction => panic!("it came to an end"),
+        () = eventually("it is midway", async || {
+            let found = sqlx::query_scalar(sleeps).bind(&name).fetch_optional(&mut admin).await;
+            found.unwrap() == Some(Some(true))
+        }) => {}
+    }
+    let since = Instant::now();
+    sqlx::query(update).bind(&name).execute(&mut admin).await.unwrap();
+    assert!(since.elapsed() <= SOON, "its lock was held for {:?}", since.elapsed());
+    let sql = "SELECT value FROM cut_writes WHERE name = $1";
+    let value: i32 = sqlx::query_scalar(sql).bind(&name).fetch_one(&mut admin).await.unwrap();
+    assert_eq!(value, 1, "a write that was cut took effect");
+}
+
+#[tokio::test]
+async fn a_drained_pool_leaves_no_connection_behind_and_nothing_running() {
+    let mut admin = admin().await;
+    let (db, name) = unwatched(|it| it);
+    cut(&mut admin, &name, db.execute(SLEEP)).await;
+    let drained = db.drain(Deadline::within(Duration::from_secs(10))).await;
+    assert_eq!(drained.abandoned, 0);
+    let since = Instant::now();
+    eventually("all are gone", async || backends(&mut admin, &name).await == 0).await;
+    assert!(since.elapsed() <= SOON, "they were there for {:?}", since.elapsed());
+    assert_eq!(figure(&db, "cancelled"), 1);
+}
+
+#[tokio::test]
+async fn what_comes_back_cut_after_the_drain_is_cancelled_all_the_same() {
+    let mut admin = admin().await;
+    let (db, name) = unwatched(|it| it);
+    let mut conn = db.acquire().await.unwrap();
+    cut(&mut admin, &name, conn.execute(SLEEP)).await;
+    assert_eq!(db.drain(Deadline::within(Duration::from_millis(100))).await.abandoned, 1);
+    drop(conn);
+    let since = Instant::now();
+    eventually("all are gone", async || backends(&mut admin, &name).await == 0).await;
+    assert!(since.elapsed() <= SOON, "they were there for {:?}", since.elapsed());
+}
+
+#[tokio::test]
+async fn a_manager_that_is_dropped_leaves_no_connection_behind() {
+    let mut admin = admin().await;
+    let (db, name) = unwatched(|it| it);
+    cut(&mut admin, &name, db.execute(SLEEP)).await;
+    drop(db);
+    let since = Instant::now();
+    eventually("all are gone", async || backends(&mut admin, &name).await == 0).await;
+    assert!(since.elapsed() <= SOON, "they were there for {:?}", since.elapsed());
+}
+
+#[tokio::test]
+async fn without_a_runtime_to_ask_from_the_server_finds_out_by_itself() {
+    let mut admin = admin().await;
+    let (db, name) = manager_with(|it| it);
+    let mut conn = db.acquire().await.unwrap();
+    cut(&mut admin, &name, conn.execute(SLEEP)).await;
+    std::thread::spawn(move || drop(conn)).join().unwrap();
+    assert_eq!(db.status().in_use, 0);
+    // It looks once a second.
+    ends_within(Duration::from_secs(1) + SOON, "a cut without runtime", &mut admin, &name).await;
+    assert_eq!((figure(&db, "cancelled"), figure(&db, "dropped")), (0, 1));
+}
+
+#[tokio::test]
+async fn the_server_looks_after_a_connection_as_often_as_someone_chose() {
+    let sql = "SELECT current_setting('client_connection_check_interval')";
+    let (db, _) = manager_with(|it| it);
+    assert_eq!(sqlx::query_scalar::<_, String>(sql).fetch_one(&db).await.unwrap(), "1s");
+    let (db, _) = unwatched(|it| it);
+    assert_eq!(sqlx::query_scalar::<_, String>(sql).fetch_one(&db).await.unwrap(), "1min");
+}
