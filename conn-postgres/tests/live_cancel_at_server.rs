@@ -9,7 +9,7 @@ use conn_postgres::{Conn, DatabaseConfigBuilder, DatabaseManager, Tx};
 use futures_util::TryStreamExt;
 use resilience_core::{Call, Deadline};
 use sqlx::{Executor, PgConnection};
-use support::{admin, backends, config_at, eventually, manager_with, variable};
+use support::{admin, backends, config_at, eventually, figure, manager_with, variable};
 use tokio::time::Instant;
 
 /// Time for what is cut by the clock: enough to begin.
@@ -37,11 +37,15 @@ async fn busy(admin: &mut PgConnection, name: &str) -> i64 {
     sqlx::query_scalar(sql).bind(name).fetch_one(admin).await.unwrap()
 }
 
-/// Drops `future` once the server is busy with it.
+/// Drops `future` once the server sleeps for it.
 async fn cut<T>(admin: &mut PgConnection, name: &str, future: impl Future<Output = T>) {
+    let sql = "SELECT count(*) > 0 FROM pg_stat_activity \
+               WHERE application_name = $1 AND wait_event = 'PgSleep'";
     tokio::select! {
         _ = future => panic!("it came to an end"),
-        () = eventually("it has begun", async || busy(admin, name).await > 0) => {}
+        () = eventually("it has begun", async || {
+            sqlx::query_scalar(sql).bind(name).fetch_one(&mut *admin).await.unwrap()
+        }) => {}
     }
 }
 
@@ -50,13 +54,6 @@ async fn ends_within(limit: Duration, what: &str, admin: &mut PgConnection, name
     let since = Instant::now();
     eventually(what, async || busy(admin, name).await == 0).await;
     assert!(since.elapsed() <= limit, "{what}: it went on for {:?}", since.elapsed());
-}
-
-/// A figure of the manager's canceller.
-fn figure(db: &DatabaseManager, name: &str) -> u64 {
-    let text = format!("{db:?}");
-    let (_, rest) = text.split_once(&format!("{name}: ")).unwrap_or_else(|| panic!("{text}"));
-    rest.split(|it: char| !it.is_ascii_digit()).next().unwrap().parse().unwrap()
 }
 
 const SLEEP: &str = "SELECT pg_sleep(60)";
@@ -124,14 +121,7 @@ async fn a_write_that_is_cut_in_a_transaction_is_rolled_back_and_blocks_nobody()
         sqlx::query(update).bind(&name).execute(&mut *tx).await?;
         Ok(sqlx::query(slow).bind(&name).execute(&mut *tx).await?)
     });
-    let sleeps = "SELECT wait_event = 'PgSleep' FROM pg_stat_activity WHERE application_name = $1";
-    tokio::select! {
-        _ = transaction => panic!("it came to an end"),
-        () = eventually("it is midway", async || {
-            let found = sqlx::query_scalar(sleeps).bind(&name).fetch_optional(&mut admin).await;
-            found.unwrap() == Some(Some(true))
-        }) => {}
-    }
+    cut(&mut admin, &name, transaction).await;
     let since = Instant::now();
     sqlx::query(update).bind(&name).execute(&mut admin).await.unwrap();
     assert!(since.elapsed() <= SOON, "its lock was held for {:?}", since.elapsed());
