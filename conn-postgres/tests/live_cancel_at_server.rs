@@ -3,21 +3,27 @@
 mod support;
 
 use std::future::Future;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use conn_postgres::{Conn, DatabaseConfigBuilder, DatabaseManager, Tx};
 use futures_util::TryStreamExt;
+use futures_util::future::join_all;
 use resilience_core::{Call, Deadline};
-use sqlx::{Executor, PgConnection};
+use sqlx::{Connection, Executor, PgConnection};
+use support::throwaway::Throwaway;
 use support::{admin, backends, config_at, eventually, figure, manager_with, variable};
-use tokio::time::Instant;
+use tokio::io::{AsyncReadExt, AsyncWriteExt, copy};
+use tokio::join;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::time::{Instant, timeout};
 
 /// Time for what is cut by the clock: enough to begin.
 const TIME: Duration = Duration::from_millis(600);
 
-/// How long a cut statement may go on at the server, on a machine that has other things to do. It takes a few
-/// milliseconds, and a connect before the first.
-const SOON: Duration = Duration::from_secs(1);
+/// How long a cut statement may go on at the server: it takes some milliseconds and, the first time, a connect;
+/// the rest is for a machine that has other things to do. Uncancelled, it would go on for half a minute.
+const SOON: Duration = Duration::from_secs(2);
 
 /// A manager whose server does not find out by itself before the test is over.
 fn unwatched(
@@ -187,4 +193,111 @@ async fn the_server_looks_after_a_connection_as_often_as_someone_chose() {
     assert_eq!(sqlx::query_scalar::<_, String>(sql).fetch_one(&db).await.unwrap(), "1s");
     let (db, _) = unwatched(|it| it);
     assert_eq!(sqlx::query_scalar::<_, String>(sql).fetch_one(&db).await.unwrap(), "1min");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn hundreds_of_cuts_hit_no_neighbour_of_the_same_name() {
+    const HITS: u64 = 200;
+    let mut server = Throwaway::new();
+    server.start().await;
+    let (builder, _) = config_at(server.url());
+    let config = builder.pool_size(4).max_overflow(4).max_retries(0).build().unwrap();
+    let [db, neighbour] =
+        [&config, &config].map(|config| DatabaseManager::connect(config.clone()).unwrap());
+    let cuts = (0..4).map(|_| async {
+        while figure(&db, "cancelled") < HITS {
+            // Some while it connects, most while it runs.
+            let time = Duration::from_millis(fastrand::u64(..40));
+            let _ = timeout(time, db.execute(SLEEP)).await;
+        }
+    });
+    let is_over = AtomicBool::new(false);
+    let neighbours = (0..4).map(|_| async {
+        let mut served = 0;
+        while !is_over.load(Ordering::Relaxed) {
+            neighbour.execute("SELECT pg_sleep(0.003)").await.unwrap();
+            served += 1;
+        }
+        served
+    });
+    let cutting = async {
+        join_all(cuts).await;
+        is_over.store(true, Ordering::Relaxed);
+    };
+    let both = async { join!(cutting, join_all(neighbours)) };
+    let ((), served) = timeout(Duration::from_secs(60), both).await.expect("too few were hit");
+    let served: usize = served.into_iter().sum();
+    assert!(served > 100, "only {served} statements beside {HITS} that were cancelled");
+    assert_eq!(figure(&neighbour, "cancelled"), 0);
+}
+
+#[tokio::test]
+async fn a_process_id_that_is_a_strangers_by_now_hits_nobody() {
+    let mut server = Throwaway::new();
+    server.start().await;
+    let mut admin = PgConnection::connect(&server.url()).await.unwrap();
+    let mut stranger = PgConnection::connect(&server.url()).await.unwrap();
+    let sql = "SELECT pg_backend_pid()";
+    let pid: i32 = sqlx::query_scalar(sql).fetch_one(&mut stranger).await.unwrap();
+    let port = first_is_told_another_pid(server.port, pid).await;
+    let (builder, name) =
+        config_at(format!("postgresql://postgres@127.0.0.1:{port}/postgres?sslmode=disable"));
+    let db = DatabaseManager::connect(builder.build().unwrap()).unwrap();
+    let conn = db.acquire().await.unwrap();
+    assert!(format!("{conn:?}").contains(&format!("backend: {pid}")), "{conn:?}");
+    drop(conn);
+
+    let working = tokio::spawn(async move { stranger.execute("SELECT pg_sleep(2)").await });
+    cut(&mut admin, &name, db.execute(SLEEP)).await;
+    working.await.unwrap().expect("the stranger was hit");
+    assert_eq!((figure(&db, "cancelled"), figure(&db, "terminated")), (0, 0));
+    // The server looks after the connection itself.
+    ends_within(SOON, "a cut under another's process id", &mut admin, &name).await;
+}
+
+/// A way to the server on `port`. Who comes first is told `pid` in the place of its own.
+async fn first_is_told_another_pid(port: u16, pid: i32) -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let near_port = listener.local_addr().unwrap().port();
+    tokio::spawn(async move {
+        let mut is_first = true;
+        loop {
+            let (near, _) = listener.accept().await.unwrap();
+            let far = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+            tokio::spawn(carry(near, far, std::mem::take(&mut is_first).then_some(pid)));
+        }
+    });
+    near_port
+}
+
+async fn carry(mut near: TcpStream, mut far: TcpStream, pid: Option<i32>) {
+    let ((mut hears, mut says), (mut answers, mut asks)) = (near.split(), far.split());
+    let back = async {
+        let (mut bytes, mut own) = (vec![0; 65536], None);
+        loop {
+            let count = answers.read(&mut bytes).await.unwrap_or(0);
+            if count == 0 {
+                return;
+            }
+            let bytes = &mut bytes[..count];
+            // The server says it twice: on its own, for cancel requests of another kind, and when it is asked.
+            let key = bytes.windows(9).find(|it| it.starts_with(&[b'K', 0, 0, 0, 12]));
+            own = own.or(key.map(|key| i32::from_be_bytes(key[5..].try_into().unwrap())));
+            if let (Some(pid), Some(own)) = (pid, own) {
+                let own = own.to_string();
+                let pid = format!("{pid:0width$}", width = own.len());
+                let found = bytes.windows(own.len()).position(|it| it == own.as_bytes());
+                if let Some(at) = found {
+                    bytes[at..at + own.len()].copy_from_slice(pid.as_bytes());
+                }
+            }
+            if says.write_all(bytes).await.is_err() {
+                return;
+            }
+        }
+    };
+    tokio::select! {
+        () = back => {}
+        _ = copy(&mut hears, &mut asks) => {}
+    }
 }

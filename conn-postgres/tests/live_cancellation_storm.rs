@@ -121,8 +121,12 @@ async fn operation(db: &DatabaseManager, kind: usize, id: i64) -> Result<(), Box
             })
             .await?;
         }
-        8 => drop(db.read(async |mut conn: Conn| Ok(conn.execute("SELECT 1").await?)).await?),
-        _ => drop(db.execute("SELECT pg_advisory_xact_lock_shared(815), pg_sleep(60)").await?),
+        8 => {
+            db.read(async |mut conn: Conn| Ok(conn.execute("SELECT 1").await?)).await?;
+        }
+        _ => {
+            db.execute("SELECT pg_advisory_xact_lock_shared(815), pg_sleep(60)").await?;
+        }
     }
     Ok(())
 }
