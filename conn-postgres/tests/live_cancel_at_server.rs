@@ -197,7 +197,7 @@ async fn the_server_looks_after_a_connection_as_often_as_someone_chose() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn hundreds_of_cuts_hit_no_neighbour_of_the_same_name() {
-    const HITS: u64 = 200;
+    const HITS: u64 = 100;
     let mut server = Throwaway::new();
     server.start().await;
     let (builder, _) = config_at(server.url());
