@@ -13,10 +13,11 @@ pub(crate) struct Greeting {
 }
 
 impl Greeting {
+    /// The function behind `pg_stat_activity`: the view itself would take a new backend a millisecond or two.
     const SQL: &str = "SELECT pg_backend_pid(), pg_is_in_recovery(), \
                        current_setting('default_transaction_read_only')::bool, \
                        (SELECT (extract(epoch FROM backend_start) * 1000000)::int8 \
-                       FROM pg_stat_activity WHERE pid = pg_backend_pid())";
+                       FROM pg_stat_get_activity(pg_backend_pid()))";
 
     /// Lets the server look once a second, while a statement runs, whether the connection is still there. It is
     /// for what no cancel request reaches: this process is gone, or the server takes no more connections.

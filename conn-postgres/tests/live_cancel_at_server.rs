@@ -9,13 +9,16 @@ use std::time::Duration;
 use conn_postgres::{Conn, DatabaseConfigBuilder, DatabaseManager, Tx};
 use futures_util::TryStreamExt;
 use futures_util::future::join_all;
-use resilience_core::{Call, Deadline};
+use resilience_core::{Address, Call, Deadline, Endpoint, EndpointSet};
 use sqlx::{Connection, Executor, PgConnection};
 use support::throwaway::Throwaway;
-use support::{admin, backends, config_at, eventually, figure, manager_with, variable};
+use support::{
+    Wire, admin, backends, config, config_at, eventually, figure, manager_with, server, variable,
+};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, copy};
 use tokio::join;
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
 
 /// Time for what is cut by the clock: enough to begin.
@@ -170,6 +173,27 @@ async fn a_manager_that_is_dropped_leaves_no_connection_behind() {
     drop(db);
     let since = Instant::now();
     eventually("all are gone", async || backends(&mut admin, &name).await == 0).await;
+    assert!(since.elapsed() <= SOON, "they were there for {:?}", since.elapsed());
+}
+
+#[tokio::test]
+async fn an_endpoint_that_left_the_set_is_not_kept_for_cancel_requests() {
+    let mut admin = admin().await;
+    let (old, new) = (Wire::to(server()).await, Wire::to(server()).await);
+    let endpoint = |wire: &Wire| Endpoint::new(Address::new("localhost", wire.port));
+    let (sender, endpoints) = watch::channel(EndpointSet::fixed([endpoint(&old)]));
+    let (builder, name) = config();
+    let db = DatabaseManager::connect_to(builder.build().unwrap(), endpoints).unwrap();
+    cut(&mut admin, &name, db.execute(SLEEP)).await;
+    eventually("it is cancelled", async || figure(&db, "cancelled") == 1).await;
+    sender.send_modify(|set| {
+        set.endpoints = [endpoint(&new)].into();
+        set.generation += 1;
+    });
+    db.execute("SELECT 1").await.unwrap();
+    assert_eq!((old.accepted(), new.accepted()), (2, 1));
+    let since = Instant::now();
+    eventually("one is left", async || backends(&mut admin, &name).await == 1).await;
     assert!(since.elapsed() <= SOON, "they were there for {:?}", since.elapsed());
 }
 
