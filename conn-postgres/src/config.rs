@@ -139,8 +139,8 @@ setters! { DatabaseConfigBuilder:
     connect_timeout: Duration => tuning.connect_timeout;
     /// Time to wait for a place in the pool; opening a connection then has its own time. Above 0, up to a day; default 5 s.
     acquire_timeout: Duration => tuning.acquire_timeout;
-    /// Time of one attempt, and of one statement outside a closure; a second later the server's
-    /// `statement_timeout` ends what is left of it.
+    /// Time of one attempt, and of one statement outside a closure; then it is cancelled at the server, whose
+    /// `statement_timeout` is a second more.
     /// Above 0, up to a day; default 30 s.
     attempt_timeout: Duration => tuning.resilience.attempt_timeout;
     /// Time of a call whose caller sets none. Above 0, up to a day; default 60 s.

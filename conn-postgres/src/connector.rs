@@ -31,6 +31,8 @@ pub(crate) struct Connector {
     ssl_mode: PgSslMode,
     pub(crate) connect_timeout: Duration,
     runtime: Option<Handle>,
+    /// Whether a backend serves no connection of ours for longer than a transaction: by the time that it is to be
+    /// cancelled by its process id, it may serve a stranger.
     is_behind_pgbouncer: bool,
 }
 
@@ -99,6 +101,16 @@ impl Connector {
                 None => return Err(error),
             }
         }
+    }
+
+    /// A connection to `origin`, beside the pool, under what the others were opened under.
+    pub(crate) async fn open_beside(&self, origin: &Origin) -> Result<PgConnection, Error> {
+        let limit = self.connect_timeout;
+        let pass = match self.access.pass() {
+            Some(pass) => pass,
+            None => self.access.first_pass(Deadline::within(limit)).await?,
+        };
+        Ok(self.open_to(origin, &pass, limit, None).await?.0)
     }
 
     /// Whether and how often to look for changes of what connections are opened under.
@@ -245,9 +257,10 @@ impl Connector {
         }
         let started = Instant::now();
         // Large, and seldom needed: every future that may have to connect would carry it.
+        let is_ours = !self.is_behind_pgbouncer;
         let connecting = Box::pin(async move {
             let mut raw = options.connect().await?;
-            let greeting = Greeting::ask(&mut raw).await?;
+            let greeting = Greeting::ask(&mut raw, is_ours).await?;
             Ok((raw, greeting))
         });
         let connecting = async {

@@ -16,7 +16,7 @@ pub const MIN_IDLE: u32 = 0;
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Time to wait for a place in the pool; opening a connection then has its own time. Default 5 s: who waits longer has no user left to answer.
 pub const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
-/// Time of one attempt; a second later the server's `statement_timeout` ends what is left of it. Default 30 s, as in the Python module.
+/// Time of one attempt; then its statement is cancelled at the server, whose `statement_timeout` is a second more. Default 30 s, as in the Python module.
 pub const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(30);
 /// Time of a call whose caller sets none. Default 60 s: two attempts.
 pub const DEADLINE: Duration = Duration::from_secs(60);

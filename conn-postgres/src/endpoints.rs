@@ -37,7 +37,12 @@ impl Origin {
 
     /// Whether a connection opened in `epoch` may still be used.
     pub(crate) fn is_current(&self, epoch: u64) -> bool {
-        !self.retired.load(Ordering::Acquire) && self.epoch() == epoch
+        !self.is_retired() && self.epoch() == epoch
+    }
+
+    /// Whether it is no longer among the endpoints.
+    pub(crate) fn is_retired(&self) -> bool {
+        self.retired.load(Ordering::Acquire)
     }
 
     /// Makes all connections up to `epoch` suspect, since one of them was lost.

@@ -31,8 +31,10 @@
 //! borrowed by a future that was dropped in mid-statement, mid-`begin()` or mid-COMMIT is closed, and its
 //! place is free at once. So no borrower ever finds another's transaction or reply.
 //!
-//! A statement cut short on our side may go on for a while on the server; its `statement_timeout`, set when
-//! the connection is opened to a second more than the attempt timeout, is the backstop.
+//! A statement cut short on our side is cancelled at the server, by one connection beside the pool that is
+//! opened for it and kept for a few seconds; nobody waits for that. Behind it stand the server's own checks,
+//! set when a connection is opened: it looks every second whether the connection of a running statement is
+//! still there (PostgreSQL 14, on Linux), and gives up a second after the attempt timeout (`statement_timeout`).
 //!
 //! # Credentials and certificates that change
 //!
@@ -64,6 +66,7 @@
 //! settings say anything. A private CA is trusted beside the public ones.
 
 mod access;
+mod cancel;
 mod classify;
 mod config;
 mod conn;

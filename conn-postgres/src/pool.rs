@@ -18,6 +18,7 @@ use tokio::sync::{Semaphore, TryAcquireError};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout_at};
 
+use crate::cancel::Canceller;
 use crate::config::DatabaseConfig;
 use crate::conn::Conn;
 use crate::connector::Connector;
@@ -43,7 +44,8 @@ const OPENED_AT_ONCE: usize = 8;
 
 pub(crate) struct Pool {
     name: Name,
-    pub(crate) connector: Connector,
+    pub(crate) connector: Arc<Connector>,
+    canceller: Canceller,
     size: usize,
     min_idle: usize,
     limit: usize,
@@ -88,8 +90,10 @@ impl Pool {
     pub(crate) fn new(config: &DatabaseConfig, connector: Connector) -> Arc<Self> {
         let size = config.tuning.pool_size as usize;
         let limit = size + config.tuning.max_overflow as usize;
+        let connector = Arc::new(connector);
         Arc::new(Self {
             name: config.name.clone(),
+            canceller: Canceller::new(Arc::clone(&connector)),
             connector,
             size,
             min_idle: config.tuning.min_idle as usize,
@@ -215,6 +219,7 @@ impl Pool {
         for session in idle {
             session.close();
         }
+        self.canceller.drain(deadline).await;
         match returned {
             Ok(Ok(_)) => 0,
             Ok(Err(_)) | Err(_) => self.limit - self.places.available_permits(),
@@ -236,6 +241,7 @@ impl Pool {
         for session in expired {
             session.close();
         }
+        self.canceller.tidy();
     }
 
     pub(crate) fn is_closed(&self) -> bool {
@@ -466,6 +472,7 @@ impl fmt::Debug for Pool {
         f.debug_struct("Pool")
             .field("name", &self.name)
             .field("status", &self.status())
+            .field("canceller", &self.canceller)
             .finish_non_exhaustive()
     }
 }

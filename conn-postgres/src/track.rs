@@ -12,6 +12,7 @@ use resilience_core::Deadline;
 use sqlx::postgres::{PgDatabaseError, PgSeverity};
 use tokio::time::{Instant, timeout};
 
+use crate::cancel::Cut;
 use crate::classify::{Context, Phase, is_read_only, is_stale_plan};
 use crate::endpoints::Origin;
 use crate::error::{Error, database_error};
@@ -74,6 +75,13 @@ impl Track {
     /// Whether the connection was seen to break.
     pub(crate) fn is_lost(&self) -> bool {
         self.lost
+    }
+
+    /// What the server may be doing for it, if nobody waits for that any more. Where the connection broke, the
+    /// server has noticed or is gone.
+    pub(crate) fn cut(&self) -> Option<Cut> {
+        let is_under_way = self.busy && !self.lost;
+        is_under_way.then(|| Cut::new(&self.origin, self.greeting)).flatten()
     }
 
     /// Forgets the last borrower.

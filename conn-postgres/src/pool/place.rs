@@ -53,7 +53,11 @@ impl Place {
             true => session.close(),
             false => {
                 tracing::debug!(target: "shared_external::postgres", pool = %pool.name, ?session, "connection discarded");
+                let cut = session.track.cut();
                 drop(session);
+                if let Some(cut) = cut {
+                    pool.canceller.cancel(cut, pool.is_closed());
+                }
             }
         }
         if !is_current {

@@ -84,6 +84,13 @@ pub async fn backends(admin: &mut PgConnection, name: &str) -> i64 {
     sqlx::query_scalar(sql).bind(name).fetch_one(admin).await.unwrap()
 }
 
+/// A figure of the manager's canceller.
+pub fn figure(db: &DatabaseManager, name: &str) -> u64 {
+    let text = format!("{db:?}");
+    let (_, rest) = text.split_once(&format!("{name}: ")).unwrap_or_else(|| panic!("{text}"));
+    rest.split(|it: char| !it.is_ascii_digit()).next().unwrap().parse().unwrap()
+}
+
 /// Waits until `condition` holds.
 pub async fn eventually(what: &str, mut condition: impl AsyncFnMut() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(20);

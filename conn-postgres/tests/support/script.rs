@@ -15,6 +15,8 @@ use tokio::net::{TcpListener, TcpStream};
 pub enum Welcome {
     /// It becomes a session.
     Session,
+    /// It becomes a session that answers simple queries, and is silent to prepared ones.
+    SimpleSession,
     /// It is refused with this code.
     Refused(&'static str),
     /// It is accepted, and never answered.
@@ -29,6 +31,7 @@ pub struct Script {
     pub port: u16,
     executed: Arc<AtomicUsize>,
     accepted: Arc<AtomicUsize>,
+    closed: Arc<AtomicUsize>,
     task: tokio::task::JoinHandle<()>,
 }
 
@@ -41,18 +44,22 @@ impl Script {
     pub async fn committing(welcome: Welcome, commit: &'static str) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
-        let (executed, accepted) = <(Arc<AtomicUsize>, Arc<AtomicUsize>)>::default();
-        let counters = (Arc::clone(&executed), Arc::clone(&accepted));
+        let (executed, accepted, closed) =
+            <(Arc<AtomicUsize>, Arc<AtomicUsize>, Arc<AtomicUsize>)>::default();
+        let counters = (Arc::clone(&executed), Arc::clone(&accepted), Arc::clone(&closed));
         let task = tokio::spawn(async move {
             loop {
                 let (socket, _) = listener.accept().await.unwrap();
                 counters.1.fetch_add(1, Ordering::Relaxed);
-                let executed = Arc::clone(&counters.0);
-                // A client that goes away ends its session with an error, which is none of the test's.
-                tokio::spawn(async move { serve(socket, welcome, commit, &executed).await });
+                let (executed, closed) = (Arc::clone(&counters.0), Arc::clone(&counters.2));
+                tokio::spawn(async move {
+                    // A client that goes away ends its session with an error, which is none of the test's.
+                    let _ = serve(socket, welcome, commit, &executed).await;
+                    closed.fetch_add(1, Ordering::Relaxed);
+                });
             }
         });
-        Self { port, executed, accepted, task }
+        Self { port, executed, accepted, closed, task }
     }
 
     pub fn url(&self) -> String {
@@ -66,6 +73,12 @@ impl Script {
 
     pub fn accepted(&self) -> usize {
         self.accepted.load(Ordering::Relaxed)
+    }
+
+    /// Connections that neither side has closed.
+    pub fn open(&self) -> usize {
+        let closed = self.closed.load(Ordering::Relaxed);
+        self.accepted() - closed
     }
 }
 
@@ -93,12 +106,12 @@ async fn serve(
         socket.write_all(b"N").await?;
     }
     match welcome {
-        Welcome::Session => {}
+        Welcome::Session | Welcome::SimpleSession => {}
         Welcome::Refused(code) => {
             socket.write_all(&failure("FATAL", code)).await?;
             return Ok(());
         }
-        Welcome::Silence => return std::future::pending().await,
+        Welcome::Silence => return silence(socket).await,
         Welcome::Garbage => {
             socket.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").await?;
             return Ok(());
@@ -113,8 +126,10 @@ async fn serve(
         let length = socket.read_u32().await? as usize;
         let mut body = vec![0; length - 4];
         socket.read_exact(&mut body).await?;
-        if kind != b'Q' {
-            return Ok(());
+        match (kind, welcome) {
+            (b'Q', _) => {}
+            (b'P', Welcome::SimpleSession) => return silence(socket).await,
+            _ => return Ok(()),
         }
         let text = String::from_utf8(body).unwrap();
         let text = text.trim_end_matches('\0');
@@ -141,7 +156,7 @@ async fn serve(
                 return Ok(());
             }
             ("cut", _) => return Ok(()),
-            ("silence", _) => return std::future::pending().await,
+            ("silence", _) => return silence(socket).await,
             _ => {
                 status = next;
                 socket.write_all(&message(b'C', b"SELECT 0\0")).await?;
@@ -151,16 +166,26 @@ async fn serve(
     }
 }
 
+/// Hears all and says nothing, until the client goes away.
+async fn silence(mut socket: TcpStream) -> std::io::Result<()> {
+    tokio::io::copy(&mut socket, &mut tokio::io::sink()).await.map(drop)
+}
+
 fn message(kind: u8, body: &[u8]) -> Vec<u8> {
     let length = u32::try_from(body.len() + 4).unwrap();
     [&[kind], &length.to_be_bytes()[..], body].concat()
 }
 
-/// A process, no standby, and not read-only.
+/// A process, no standby, not read-only, begun at the beginning of time, and looking after the connection.
 fn greeting() -> Vec<u8> {
-    const COLUMNS: [(&str, i32, i16, &str); 3] =
-        [("backend", 23, 4, "4711"), ("standby", 16, 1, "f"), ("read_only", 16, 1, "f")];
-    let count = 3_u16.to_be_bytes();
+    const COLUMNS: [(&str, i32, i16, &str); 5] = [
+        ("backend", 23, 4, "4711"),
+        ("standby", 16, 1, "f"),
+        ("read_only", 16, 1, "f"),
+        ("since", 20, 8, "0"),
+        ("watch", 25, -1, "1s"),
+    ];
+    let count = 5_u16.to_be_bytes();
     let (mut names, mut values) = (count.to_vec(), count.to_vec());
     for (name, kind, size, value) in COLUMNS {
         names.extend_from_slice(name.as_bytes());
