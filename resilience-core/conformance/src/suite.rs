@@ -17,7 +17,7 @@ use crate::{Capability, Entry, Harness, Outcome, Report};
 const LONGEST: Duration = Duration::from_secs(20);
 
 /// The same for one that nobody promised.
-const LONGEST_UNPROMISED: Duration = Duration::from_secs(3);
+const LONGEST_UNPROMISED: Duration = Duration::from_secs(2);
 
 type Running<'a> = Pin<Box<dyn Future<Output = Checked> + 'a>>;
 

@@ -1,10 +1,12 @@
 //! Connections: how many there are, which are used again, and which are closed.
 
+use std::sync::Arc;
+
 use resilience_core::{CircuitState, Deadline};
 
 use crate::stage::{Checked, Held, Stage, eventually, failed, hold, ms, spawn};
 use crate::suite::room;
-use crate::{State, Way, Work};
+use crate::{State, Subject, Way, Work};
 
 room! { "pool":
     idle_connections_are_used_again [Pool],
@@ -24,6 +26,14 @@ room! { "pool":
 
 /// Places, and one connection more where a health check has its own.
 const PLACES: usize = 3;
+
+/// Leaves as many idle as may be.
+async fn fill(stage: &Stage, subject: &Arc<dyn Subject>) -> Checked {
+    let held = Held::take(subject, PLACES).await?;
+    let open = stage.wire.open();
+    hold!(open >= PLACES, "{PLACES} borrowers have {open} connections");
+    held.release().await
+}
 
 async fn idle_connections_are_used_again(stage: &Stage) -> Checked {
     let subject = stage.subject()?;
@@ -73,7 +83,7 @@ async fn idle_connections_are_told_in_the_figures(stage: &Stage) -> Checked {
 
 async fn idle_connections_that_died_cost_a_read_nothing(stage: &Stage) -> Checked {
     let subject = stage.with(|it| it.max_retries = 1)?;
-    Held::take(&subject, PLACES).await?.release().await?;
+    fill(stage, &subject).await?;
     stage.wire.tear();
     eventually("all are dead", async || Ok(stage.wire.open() == 0)).await?;
     subject.serves().await
@@ -81,7 +91,7 @@ async fn idle_connections_that_died_cost_a_read_nothing(stage: &Stage) -> Checke
 
 async fn one_loss_clears_out_the_idle_connections_that_died_with_it(stage: &Stage) -> Checked {
     let subject = stage.subject()?;
-    Held::take(&subject, PLACES).await?.release().await?;
+    fill(stage, &subject).await?;
     stage.wire.tear();
     eventually("all are dead", async || Ok(stage.wire.open() == 0)).await?;
     // The first may find out the hard way, and no other.
@@ -137,7 +147,7 @@ async fn an_exhausted_pool_says_who_has_its_connections(stage: &Stage) -> Checke
 
 async fn idle_connections_are_closed_though_nobody_comes_by(stage: &Stage) -> Checked {
     let subject = stage.with(|it| it.idle_timeout = ms(150))?;
-    Held::take(&subject, PLACES).await?.release().await?;
+    fill(stage, &subject).await?;
     eventually("all are closed", async || Ok(stage.wire.open() == 0)).await?;
     hold!(subject.figures()?.idle == 0, "they are still told as idle");
     subject.serves().await
