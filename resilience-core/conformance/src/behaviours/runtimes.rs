@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use crate::stage::{Breach, Checked, Stage, hold, ms};
 use crate::suite::room;
-use crate::{State, Way, Work};
+use crate::{Way, Work};
 
 room! { "runtimes":
     a_manager_works_from_one_runtime_after_another,
@@ -66,23 +66,20 @@ async fn a_runtime_that_stood_still_blames_no_server(stage: &Stage) -> Checked {
         it.connect_timeout = ms(400);
     };
     let subject = stage.with(setup)?;
-    let blocked = Arc::clone(&subject);
     elsewhere(move |runtime| {
         runtime.block_on(async {
-            blocked.serves().await?;
-            let slow = blocked.run(Way::Read, Work::Take(ms(200)));
+            subject.serves().await?;
+            let slow = subject.run(Way::Read, Work::Take(ms(200)));
             let _ = tokio::join!(slow, async {
                 tokio::task::yield_now().await;
                 block(ms(1600));
             });
-            Ok(())
+            let state = subject.state()?;
+            hold!(state == CircuitState::Closed, "we stood still, and the circuit is {state:?}");
+            subject.serves_again().await.map(drop)
         })
     })
-    .await??;
-    let state = subject.state()?;
-    hold!(state == CircuitState::Closed, "this process stood still, and the circuit is {state:?}");
-    stage.wire.set(State::Up);
-    subject.serves_again().await.map(drop)
+    .await?
 }
 
 /// Blocks this thread, and with it the runtime that it drives.
