@@ -117,7 +117,7 @@
 //!     Ok(String::new())
 //! }
 //!
-//! // In `tests/conformance.rs`, with `#[tokio::test(flavor = "multi_thread")]`:
+//! // In `tests/live_conformance.rs`, with `#[tokio::test(flavor = "multi_thread")]`:
 //! # #[tokio::main]
 //! # async fn main() {
 //! let report = run(Queue).await;

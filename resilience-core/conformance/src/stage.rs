@@ -89,7 +89,7 @@ impl Stage {
 
     /// A key under which nobody else counts.
     pub(crate) fn key(&self) -> String {
-        format!("{}-{:x}", &*self.name, started())
+        format!("{}-{:x}", &*self.name, fastrand::u64(..))
     }
 
     pub(crate) async fn executed(&self, key: &str) -> u64 {
@@ -113,12 +113,6 @@ impl Stage {
         hold!(text.contains(&port), "{what} does not name the endpoint {port}: {text}");
         Ok(())
     }
-}
-
-/// Something that no two processes have in common.
-fn started() -> u128 {
-    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-    now.unwrap_or_default().as_nanos()
 }
 
 /// What behaviours ask of a subject again and again.

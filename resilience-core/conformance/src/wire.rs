@@ -59,6 +59,11 @@ struct Phase {
 }
 
 impl Phase {
+    /// Whether what was carried at `begun` is carried still.
+    fn carries_on(&self, begun: &Self) -> bool {
+        (self.torn, self.silenced) == (begun.torn, begun.silenced)
+    }
+
     fn enter(&mut self, state: State) {
         self.state = state;
         match state {
@@ -272,8 +277,8 @@ async fn connection(mut near: TcpStream, shared: Arc<Shared>) {
         State::Up => {
             let Ok(mut far) = TcpStream::connect(&shared.target).await else { return };
             tokio::select! {
-                () = carry(&mut near, &mut far, &shared) => return,
-                _ = phase.wait_for(|now| now.torn != begun.torn || now.silenced != begun.silenced) => {}
+                () = carry(&mut near, &mut far, &shared, &begun) => return,
+                _ = phase.wait_for(|now| !now.carries_on(&begun)) => {}
             }
             // What is on the way when the wire falls silent stays on the way, at both ends.
             let _ = phase.wait_for(|now| now.torn != begun.torn).await;
@@ -286,20 +291,22 @@ async fn connection(mut near: TcpStream, shared: Arc<Shared>) {
 }
 
 /// Carries until either end is done.
-async fn carry(near: &mut TcpStream, far: &mut TcpStream, shared: &Shared) {
+async fn carry(near: &mut TcpStream, far: &mut TcpStream, shared: &Shared, begun: &Phase) {
     let (_, _) = (near.set_nodelay(true), far.set_nodelay(true));
     let (near_end, far_end) = (near.split(), far.split());
     tokio::select! {
-        _ = copy(near_end.0, far_end.1, None) => {}
-        _ = copy(far_end.0, near_end.1, Some(shared)) => {}
+        _ = copy(near_end.0, far_end.1, shared, begun, false) => {}
+        _ = copy(far_end.0, near_end.1, shared, begun, true) => {}
     }
 }
 
-/// Carries one way; `answers` are counted, and cut if they shall be.
+/// Carries one way, and answers that shall be cut only so far.
 async fn copy(
     mut from: ReadHalf<'_>,
     mut to: WriteHalf<'_>,
-    answers: Option<&Shared>,
+    shared: &Shared,
+    begun: &Phase,
+    answers: bool,
 ) -> io::Result<()> {
     let mut buffer = vec![0; 16 * 1024];
     loop {
@@ -307,7 +314,11 @@ async fn copy(
         if read == 0 {
             return Ok(());
         }
-        if let Some(shared) = answers {
+        if !shared.phase.borrow().carries_on(begun) {
+            // Who waits for the change ends this: not one byte passes after it.
+            std::future::pending::<()>().await;
+        }
+        if answers {
             if let Some(bytes) = shared.cut() {
                 return to.write_all(&buffer[..bytes.min(read)]).await;
             }

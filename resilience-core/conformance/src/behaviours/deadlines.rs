@@ -36,7 +36,7 @@ async fn a_silent_server_holds_no_call_past_its_deadline(stage: &Stage) -> Check
 
 async fn a_server_that_falls_silent_in_mid_answer_holds_no_call(stage: &Stage) -> Checked {
     let subject = stage.with(|it| it.attempt_timeout = ms(400))?;
-    subject.serves().await?;
+    subject.serves_again().await?;
     stage.wire.set(State::Silent);
     for way in [Way::Read, Way::Write, Way::WriteIdempotent] {
         let call = subject.run(way, Work::Echo("anyone".into()));
@@ -85,7 +85,7 @@ async fn a_silent_server_holds_no_drain(stage: &Stage) -> Checked {
 
 async fn an_attempt_ends_at_its_timeout_and_not_later(stage: &Stage) -> Checked {
     let subject = stage.with(|it| it.attempt_timeout = ms(500))?;
-    subject.serves().await?;
+    subject.serves_again().await?;
     stage.wire.set(State::Silent);
     let started = Instant::now();
     let call = subject.echo("anyone");

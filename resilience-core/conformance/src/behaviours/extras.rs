@@ -1,12 +1,14 @@
 //! What not every backend has: transactions, streams, credentials that change.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use resilience_core::{CircuitState, CredentialError, CredentialProvider, Credentials, Deadline};
+use resilience_core::{
+    CircuitState, CredentialError, CredentialProvider, Credentials, Deadline, HealthStatus,
+};
 
-use crate::stage::{Checked, PollN, Stage, failed, hold, ms};
+use crate::stage::{Checked, PollN, Stage, eventually, failed, hold, ms};
 use crate::suite::room;
 use crate::{Way, Work};
 
@@ -77,13 +79,14 @@ async fn a_stream_that_is_not_read_to_its_end_leaves_nothing_to_the_next(stage: 
 struct Changing {
     first: Option<Credentials>,
     later: Option<Credentials>,
-    asked: AtomicBool,
+    asked: Arc<AtomicUsize>,
 }
 
 #[async_trait::async_trait]
 impl CredentialProvider for Changing {
     async fn credentials(&self, _: Deadline) -> Result<Credentials, CredentialError> {
-        let now = if self.asked.swap(true, Ordering::Relaxed) { &self.later } else { &self.first };
+        let asked = self.asked.fetch_add(1, Ordering::Relaxed);
+        let now = if asked > 0 { &self.later } else { &self.first };
         now.clone().ok_or_else(|| "the vault is sealed".into())
     }
 
@@ -92,51 +95,53 @@ impl CredentialProvider for Changing {
     }
 }
 
+/// A subject, and how often its provider was asked.
 fn provided(
     stage: &Stage,
     first: Option<Credentials>,
     later: Option<Credentials>,
-) -> Checked<Arc<dyn crate::Subject>> {
-    let provider = Changing { first, later, asked: AtomicBool::new(false) };
-    stage.with(|it| {
+) -> Checked<(Arc<dyn crate::Subject>, Arc<AtomicUsize>)> {
+    let asked = Arc::<AtomicUsize>::default();
+    let provider = Changing { first, later, asked: Arc::clone(&asked) };
+    let subject = stage.with(|it| {
         it.provider = Some(Arc::new(provider));
         it.fail_max = 1;
-    })
+    })?;
+    Ok((subject, asked))
+}
+
+/// Serves, while its provider is asked again and again.
+async fn serves_on(stage: &Stage, first: Credentials, later: Option<Credentials>) -> Checked {
+    let (subject, asked) = provided(stage, Some(first), later)?;
+    for _ in 0..3 {
+        subject.serves().await?;
+        let before = asked.load(Ordering::Relaxed);
+        let anew = async || Ok(asked.load(Ordering::Relaxed) > before);
+        eventually("the provider is asked anew", anew).await?;
+        stage.wire.tear();
+        eventually("all are dead", async || Ok(stage.wire.open() == 0)).await?;
+        let health = subject.look(ms(2000)).await;
+        hold!(health.status == HealthStatus::Healthy, "it is not healthy: {:?}", health.reason);
+    }
+    subject.serves().await
 }
 
 async fn a_refused_login_asks_the_provider_for_news_and_goes_on(stage: &Stage) -> Checked {
     let (wrong, right) = (stage.wrong_credentials(), stage.harness.credentials());
-    let subject = provided(stage, Some(wrong), Some(right))?;
+    let (subject, _) = provided(stage, Some(wrong), Some(right))?;
     subject.serves().await
 }
 
 async fn while_the_provider_fails_the_last_good_credentials_stay_in_use(stage: &Stage) -> Checked {
-    let subject = provided(stage, Some(stage.harness.credentials()), None)?;
-    subject.serves().await?;
-    for _ in 0..3 {
-        stage.wire.tear();
-        tokio::time::sleep(ms(70)).await;
-        let _ = subject.look(ms(2000)).await;
-        subject.serves().await?;
-    }
-    Ok(())
+    serves_on(stage, stage.harness.credentials(), None).await
 }
 
 async fn new_credentials_that_the_server_refuses_are_not_used(stage: &Stage) -> Checked {
-    let right = stage.harness.credentials();
-    let subject = provided(stage, Some(right), Some(stage.wrong_credentials()))?;
-    subject.serves().await?;
-    for _ in 0..3 {
-        stage.wire.tear();
-        tokio::time::sleep(ms(70)).await;
-        let _ = subject.look(ms(2000)).await;
-        subject.serves().await?;
-    }
-    Ok(())
+    serves_on(stage, stage.harness.credentials(), Some(stage.wrong_credentials())).await
 }
 
 async fn a_provider_that_fails_is_told_and_blames_no_server(stage: &Stage) -> Checked {
-    let subject = provided(stage, None, None)?;
+    let (subject, _) = provided(stage, None, None)?;
     let failed = failed(subject.echo("let me in").await)?;
     hold!(failed.error.text.contains("sealed"), "the reason is not told: {failed}");
     let state = subject.state()?;

@@ -128,7 +128,7 @@ async fn who_queues_behind_connects_that_fail_is_not_told_that_the_pool_is_exhau
         (0..4).map(|_| spawn(&subject, Way::Read, Work::Echo("anyone".into()))).collect();
     for caller in callers {
         let ended = caller.await.map_err(|error| crate::stage::Breach(error.to_string()))?;
-        let text = ended.map_or_else(|error| error.to_string(), |text| text);
+        let text = ended.unwrap_or_else(|error| error.to_string());
         hold!(!text.contains("in use") && !text.contains("exhausted"), "one was told: {text}");
     }
     hold!(subject.state()? == CircuitState::Closed, "the circuit is not closed");

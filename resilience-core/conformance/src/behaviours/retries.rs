@@ -96,7 +96,7 @@ async fn a_write_into_a_silent_server_is_not_repeated(stage: &Stage) -> Checked 
         it.max_retries = 3;
         it.attempt_timeout = ms(400);
     })?;
-    subject.serves().await?;
+    subject.serves_again().await?;
     let (key, opened) = (stage.key(), stage.wire.accepted());
     stage.wire.set(State::Silent);
     let call = subject.run(Way::Write, Work::Count(key.clone()));

@@ -62,8 +62,7 @@ async fn connections_on_a_runtime_of_their_own_outlive_who_asked_for_them(
 async fn a_runtime_that_stood_still_blames_no_server(stage: &Stage) -> Checked {
     let setup = |it: &mut crate::Setup| {
         it.fail_max = 1;
-        it.attempt_timeout = ms(800);
-        it.connect_timeout = ms(400);
+        it.attempt_timeout = ms(1200);
     };
     let subject = stage.with(setup)?;
     elsewhere(move |runtime| {
@@ -72,7 +71,7 @@ async fn a_runtime_that_stood_still_blames_no_server(stage: &Stage) -> Checked {
             let slow = subject.run(Way::Read, Work::Take(ms(200)));
             let _ = tokio::join!(slow, async {
                 tokio::task::yield_now().await;
-                block(ms(1600));
+                block(ms(2000));
             });
             let state = subject.state()?;
             hold!(state == CircuitState::Closed, "we stood still, and the circuit is {state:?}");
