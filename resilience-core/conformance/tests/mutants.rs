@@ -61,8 +61,16 @@ async fn every_flaw_is_caught_by_the_behaviour_that_names_it() {
     ];
     let mut missed = Vec::new();
     for (flaw, behaviour) in caught {
-        let report = run_only(Fake::new(Some(flaw)).await, &[behaviour]).await;
-        if report.failed().count() == 0 {
+        let mut is_caught = false;
+        // A machine that stood still excuses what it should not, so a flaw is given more than one look.
+        for _ in 0..3 {
+            let report = run_only(Fake::new(Some(flaw)).await, &[behaviour]).await;
+            is_caught |= report.failed().count() == 1;
+            if is_caught {
+                break;
+            }
+        }
+        if !is_caught {
             missed.push(format!("{flaw:?} by {behaviour}"));
         }
     }
