@@ -140,8 +140,10 @@ mod tests {
     }
 
     fn breaches(path: &str, package: &Package) -> usize {
-        let members =
-            [FACADE, CORE, MACROS, CONFORMANCE, "xtask", "sim", "campaigns"].into_iter().chain(MIDDLE).collect();
+        let members = [FACADE, CORE, MACROS, CONFORMANCE, "xtask", "sim", "campaigns"]
+            .into_iter()
+            .chain(MIDDLE)
+            .collect();
         star(&Manifest { path, text: "", package }, &members).len()
     }
 
