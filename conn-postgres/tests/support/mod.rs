@@ -1,6 +1,6 @@
 //! What the tests share: the server's address, waiting on conditions, futures that are dropped midway, a wire that can be cut.
 
-#![allow(dead_code, unreachable_pub, reason = "each test uses a part of it")]
+#![allow(dead_code, unreachable_pub, unused_imports, reason = "each test uses a part of it")]
 
 pub mod bouncer;
 pub mod script;
@@ -9,17 +9,14 @@ pub mod throwaway;
 use std::future::Future;
 use std::pin::Pin;
 use std::str::FromStr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use conn_postgres::{DatabaseConfig, DatabaseConfigBuilder, DatabaseManager};
+pub use resilience_conformance::{State, Wire};
 use sqlx::postgres::{PgConnectOptions, PgSslMode};
 use sqlx::{ConnectOptions, PgConnection};
-use tokio::io::copy_bidirectional;
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
 
 pub fn variable(name: &str) -> String {
@@ -133,80 +130,4 @@ impl<F: Future> Future for PollN<F> {
             Poll::Pending => Poll::Pending,
         }
     }
-}
-
-/// How a [`Wire`] is.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum State {
-    /// It carries.
-    Up,
-    /// It is torn: connections break, and new ones break at once.
-    Down,
-    /// It swallows: nothing arrives, nothing breaks.
-    Silent,
-}
-
-/// A port that leads to another, and can be cut.
-pub struct Wire {
-    pub port: u16,
-    state: watch::Sender<State>,
-    task: tokio::task::JoinHandle<()>,
-    accepted: Arc<AtomicUsize>,
-}
-
-impl Wire {
-    pub async fn to(target: String) -> Self {
-        Self::on("127.0.0.1", target).await
-    }
-
-    /// The same on another of the loopback's addresses.
-    pub async fn on(host: &str, target: String) -> Self {
-        let listener = TcpListener::bind((host, 0)).await.unwrap();
-        let port = listener.local_addr().unwrap().port();
-        let (state, watched) = watch::channel(State::Up);
-        let accepted = Arc::new(AtomicUsize::new(0));
-        let counter = Arc::clone(&accepted);
-        let task = tokio::spawn(async move {
-            loop {
-                let (near, _) = listener.accept().await.unwrap();
-                counter.fetch_add(1, Ordering::Relaxed);
-                tokio::spawn(carry(near, target.clone(), watched.clone()));
-            }
-        });
-        Self { port, state, task, accepted }
-    }
-
-    pub fn set(&self, state: State) {
-        self.state.send_replace(state);
-    }
-
-    pub fn state(&self) -> State {
-        *self.state.borrow()
-    }
-
-    /// Connections accepted so far.
-    pub fn accepted(&self) -> usize {
-        self.accepted.load(Ordering::Relaxed)
-    }
-}
-
-impl Drop for Wire {
-    fn drop(&mut self) {
-        self.task.abort();
-    }
-}
-
-async fn carry(mut near: TcpStream, target: String, mut state: watch::Receiver<State>) {
-    let is = |wanted| move |state: &State| *state == wanted;
-    if *state.borrow() == State::Up {
-        let mut far = TcpStream::connect(target).await.unwrap();
-        tokio::select! {
-            _ = copy_bidirectional(&mut near, &mut far) => return,
-            _ = state.wait_for(|state| *state != State::Up) => {}
-        }
-        // What is on the way when the wire falls silent stays on the way, at both ends.
-        let _ = state.wait_for(is(State::Down)).await;
-        return;
-    }
-    let _ = state.wait_for(is(State::Down)).await;
 }

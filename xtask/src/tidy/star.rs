@@ -8,6 +8,7 @@ use crate::cargo::Package;
 const FACADE: &str = "shared-external";
 const CORE: &str = "resilience-core";
 const MACROS: &str = "resilience-macros";
+const CONFORMANCE: &str = "resilience-conformance";
 const MIDDLE: [&str; 5] =
     ["conn-opensearch", "conn-postgres", "conn-redis", "discovery", "monitoring"];
 
@@ -28,6 +29,10 @@ fn allowed(name: &str) -> Option<Vec<&'static str>> {
         CORE => Some(vec![MACROS]),
         // Its tests use what it expands to.
         MACROS => Some(vec![CORE]),
+        CONFORMANCE => Some(vec![CORE]),
+        connector if connector.starts_with("conn-") && MIDDLE.contains(&connector) => {
+            Some(vec![CORE, CONFORMANCE])
+        }
         middle if MIDDLE.contains(&middle) => Some(vec![CORE]),
         _ => None,
     }
@@ -51,8 +56,8 @@ pub(super) fn star(manifest: &Manifest<'_>, members: &BTreeSet<&str>) -> Vec<Fin
         let name = dependency.name.as_str();
         let sideways = members.contains(name) && !allowed.contains(&name);
         let dev = dependency.kind.as_deref() == Some("dev");
-        // Only tests of the macros may go up.
-        let upward = package.name == MACROS && name == CORE && !dev;
+        // Only tests of the macros may go up, and the suite is for tests alone.
+        let upward = !dev && (package.name == MACROS && name == CORE || name == CONFORMANCE);
         let foreign = |(driver, owner): &(&str, &str)| *driver == name && *owner != package.name;
         let driver = !dev && DRIVERS.iter().any(foreign);
         if sideways || upward || driver {
@@ -135,8 +140,10 @@ mod tests {
     }
 
     fn breaches(path: &str, package: &Package) -> usize {
-        let members =
-            [FACADE, CORE, MACROS, "xtask", "sim", "campaigns"].into_iter().chain(MIDDLE).collect();
+        let members = [FACADE, CORE, MACROS, CONFORMANCE, "xtask", "sim", "campaigns"]
+            .into_iter()
+            .chain(MIDDLE)
+            .collect();
         star(&Manifest { path, text: "", package }, &members).len()
     }
 
@@ -148,6 +155,8 @@ mod tests {
             package("conn-redis", &[(CORE, None), ("deadpool-redis", None), ("tokio", None)]),
             package(CORE, &[(MACROS, None), ("tokio", None)]),
             package(MACROS, &[("syn", None), (CORE, Some("dev"))]),
+            package(CONFORMANCE, &[(CORE, None), ("tokio", None)]),
+            package("conn-redis", &[(CORE, None), (CONFORMANCE, Some("dev"))]),
             package("xtask", &[(FACADE, None), ("conn-redis", Some("dev")), ("redis", None)]),
         ];
         for package in fine {
@@ -170,6 +179,9 @@ mod tests {
             package(CORE, &[("reqwest", None)]),
             package(CORE, &[("discovery", Some("dev"))]),
             package(MACROS, &[(CORE, None)]),
+            package("conn-redis", &[(CONFORMANCE, None)]),
+            package("monitoring", &[(CONFORMANCE, Some("dev"))]),
+            package(CONFORMANCE, &[("conn-redis", Some("dev"))]),
             package(FACADE, &[("xtask", Some("dev"))]),
             package(CORE, &[("sim", Some("dev"))]),
             package("conn-kafka", &[(CORE, None)]),
