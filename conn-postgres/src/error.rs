@@ -10,6 +10,7 @@ use resilience_core::{CallError, Name, RotationError};
 use sqlx::postgres::PgDatabaseError;
 
 use crate::classify::Context;
+use crate::cure;
 use crate::holders::Holder;
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
@@ -194,7 +195,7 @@ pub struct Exhausted {
 
 /// No connection could be opened.
 #[derive(Clone, Debug, thiserror::Error)]
-#[error("cannot connect to {endpoint}: {}", Cause(.error))]
+#[error("cannot connect to {endpoint}: {}{}", Cause(.error), Cure(.error))]
 #[non_exhaustive]
 pub struct Unreachable {
     /// The last address that was tried.
@@ -245,6 +246,15 @@ impl fmt::Display for Cause<'_> {
             (None, sqlx::Error::Tls(error)) => write!(f, "TLS: {error}"),
             (None, error) => error.fmt(f),
         }
+    }
+}
+
+/// The part of a sentence that tells what may help, where the cause alone does not.
+struct Cure<'a>(&'a sqlx::Error);
+
+impl fmt::Display for Cure<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        cure::of(self.0).map_or(Ok(()), |cure| write!(f, "; {cure}"))
     }
 }
 
