@@ -51,7 +51,7 @@ impl Classify<Error> for PgClassifier {
             Error::Draining { .. } | Error::Closed { .. } | Error::Rejected(_) => {
                 Verdict::local(Replay::Never)
             }
-            Error::Sql(SqlError { error, context }) => {
+            Error::Sql(SqlError { error, context, .. }) => {
                 running(error, context.unwrap_or(Context::UNKNOWN))
             }
             Error::Aborted

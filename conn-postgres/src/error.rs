@@ -120,6 +120,14 @@ impl Error {
         self
     }
 
+    /// The same error with the endpoint that it came from, where that is known.
+    pub(crate) fn from_endpoint(mut self, endpoint: Option<Arc<str>>) -> Self {
+        if let Self::Sql(sql) = &mut self {
+            sql.endpoint = sql.endpoint.take().or(endpoint);
+        }
+        self
+    }
+
     /// The same error after a pipeline has spent its attempts: one around it does not repeat it.
     fn spent(mut self) -> Self {
         match &mut self {
@@ -151,7 +159,7 @@ impl From<sqlx::Error> for Error {
             },
             error => error,
         };
-        Self::Sql(SqlError { error, context: None })
+        Self::Sql(SqlError { error, context: None, endpoint: None })
     }
 }
 
@@ -216,11 +224,19 @@ impl Unreachable {
 pub struct SqlError {
     pub(crate) error: sqlx::Error,
     pub(crate) context: Option<Context>,
+    pub(crate) endpoint: Option<Arc<str>>,
 }
 
 impl fmt::Display for SqlError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        Cause(&self.error).fmt(f)
+        Cause(&self.error).fmt(f)?;
+        if let Some(endpoint) = &self.endpoint {
+            write!(f, " at {endpoint}")?;
+        }
+        match database_error(&self.error).and_then(PgDatabaseError::hint) {
+            Some(hint) => write!(f, "; {}", hint.trim_end_matches('.')),
+            None => Ok(()),
+        }
     }
 }
 
