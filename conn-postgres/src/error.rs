@@ -121,7 +121,7 @@ impl Error {
     }
 
     /// The same error with the endpoint that it came from, where that is known.
-    pub(crate) fn from_endpoint(mut self, endpoint: Option<Arc<str>>) -> Self {
+    pub(crate) fn told_by(mut self, endpoint: Option<Arc<str>>) -> Self {
         if let Self::Sql(sql) = &mut self {
             sql.endpoint = sql.endpoint.take().or(endpoint);
         }

@@ -401,7 +401,7 @@ impl DatabaseManager {
             let stale = is_stale_plan(&sql.error) && stale.swap(true, Ordering::Relaxed);
             let context = Context { hurried, stale, ..report.context_of(&sql.error) };
             let endpoint = report.endpoint_of(&sql.error);
-            error.at(context).from_endpoint(endpoint)
+            error.at(context).told_by(endpoint)
         })
     }
 

@@ -198,7 +198,7 @@ impl Track {
         let struck = self.struck.as_ref();
         let context = struck.map_or(Context::UNKNOWN, |strike| strike.context_of(&error));
         let endpoint = struck.and_then(|strike| strike.endpoint_of(&error));
-        Error::from(error).at(context).from_endpoint(endpoint)
+        Error::from(error).at(context).told_by(endpoint)
     }
 }
 
