@@ -7,6 +7,7 @@
 use std::io;
 
 use resilience_core::{Blame, Classify, Replay, Verdict};
+use sqlx::postgres::{PgDatabaseError, PgSeverity};
 
 use crate::defaults::SLOWLY;
 use crate::error::{Error, Exhausted, SqlError, Unreachable, database_error};
@@ -18,17 +19,18 @@ const NO_DESCRIPTORS: [i32; 2] = [24, 23];
 ///
 /// | SQLSTATE or event | replay | blame |
 /// |---|---|---|
-/// | DNS, refused, connect timeout, TLS; 08001, 08004, 53300, 57P03 | safe | service |
+/// | DNS, refused, connect timeout, TLS; 08001, 08004, 53300, 57P03, 57P05 | safe | service |
 /// | pool exhausted, no credentials to be had, out of file descriptors | safe | local |
 /// | no answer in what a long wait for a connection left of the attempt | if idempotent | local |
-/// | connection lost, 08xxx, 57P01, 57P02 under an autocommitted statement or COMMIT; 08007, 40003 | if idempotent | service |
+/// | connection lost, 08006 and others of class 08, 57P01, 57P02 under an autocommitted statement or COMMIT; 08007, 40003 | if idempotent | service |
 /// | the same within a transaction before COMMIT | transaction | service |
-/// | 40001, 40P01, 55P03, 25P03 | transaction | caller |
+/// | 40000, 40001, 40P01, 55P03, 25P03, 72000 | transaction | caller |
 /// | 25006 (read-only) | safe | service |
 /// | 26000, 42P05, 0A000 "cached plan", once | safe; within a transaction: transaction | caller |
-/// | 53100, 53200, 53400, 58030, after 5 s | transaction | service |
-/// | 57014 (cancelled, `statement_timeout`) | never | service |
-/// | everything else that the server answers: the statement was wrong | never | caller |
+/// | 53000, 53100, 53200, 53400, 58000, 58030, after 5 s | transaction | service |
+/// | 57014 (cancelled or past `statement_timeout`) | never | service |
+/// | what else is of class 57 or 58 or XX: the server failed | never | service |
+/// | everything else that the server answers: the statement was wrong; so are 57P04, and 08P01 that costs no connection | never | caller |
 ///
 /// Once an earlier command of the same closure may have taken effect, "safe" and "transaction" become
 /// "if idempotent".
@@ -49,7 +51,7 @@ impl Classify<Error> for PgClassifier {
             Error::Draining { .. } | Error::Closed { .. } | Error::Rejected(_) => {
                 Verdict::local(Replay::Never)
             }
-            Error::Sql(SqlError { error, context }) => {
+            Error::Sql(SqlError { error, context, .. }) => {
                 running(error, context.unwrap_or(Context::UNKNOWN))
             }
             Error::Aborted
@@ -167,16 +169,22 @@ enum Meaning {
 
 impl Meaning {
     fn of(error: &sqlx::Error, code: &str) -> Self {
-        if is_stale_plan(error) { Self::Stale } else { of_code(code) }
+        match of_code(code) {
+            _ if is_stale_plan(error) => Self::Stale,
+            // A message of ours that it did not take, such as one with too few arguments; the session goes on.
+            Self::Lost if code == "08P01" && !ends_the_session(error) => Self::Caller,
+            meaning => meaning,
+        }
     }
 }
 
 fn of_code(code: &str) -> Meaning {
     match code {
-        "08001" | "08004" | "53300" | "57P03" | "25006" => Meaning::NotExecuted,
+        // 57P05: a session that the server ended for its idleness; what came later found nobody.
+        "08001" | "08004" | "53300" | "57P03" | "57P05" | "25006" => Meaning::NotExecuted,
         "40001" | "40P01" | "40000" | "55P03" | "25P03" | "72000" => Meaning::Collision,
         "08007" | "40003" => Meaning::Unknown,
-        "57P01" | "57P02" | "57P05" => Meaning::Lost,
+        "57P01" | "57P02" => Meaning::Lost,
         "57014" => Meaning::Cancelled,
         "53000" | "53100" | "53200" | "53400" | "58000" | "58030" => Meaning::Slowly,
         code => match code.get(..2) {
@@ -197,6 +205,12 @@ pub(crate) fn is_stale_plan(error: &sqlx::Error) -> bool {
         }
         _ => false,
     })
+}
+
+/// Whether the server closes the connection after it.
+fn ends_the_session(error: &sqlx::Error) -> bool {
+    let severity = database_error(error).map(PgDatabaseError::severity);
+    matches!(severity, Some(PgSeverity::Fatal | PgSeverity::Panic))
 }
 
 /// Whether the server is one that takes no writes.

@@ -10,6 +10,7 @@ use resilience_core::{CallError, Name, RotationError};
 use sqlx::postgres::PgDatabaseError;
 
 use crate::classify::Context;
+use crate::cure;
 use crate::holders::Holder;
 use crate::pgbouncer::hint;
 
@@ -120,6 +121,14 @@ impl Error {
         self
     }
 
+    /// The same error with the endpoint that it came from, where that is known.
+    pub(crate) fn told_by(mut self, endpoint: Option<Arc<str>>) -> Self {
+        if let Self::Sql(sql) = &mut self {
+            sql.endpoint = sql.endpoint.take().or(endpoint);
+        }
+        self
+    }
+
     /// The same error after a pipeline has spent its attempts: one around it does not repeat it.
     fn spent(mut self) -> Self {
         match &mut self {
@@ -151,7 +160,7 @@ impl From<sqlx::Error> for Error {
             },
             error => error,
         };
-        Self::Sql(SqlError { error, context: None })
+        Self::Sql(SqlError { error, context: None, endpoint: None })
     }
 }
 
@@ -195,7 +204,7 @@ pub struct Exhausted {
 
 /// No connection could be opened.
 #[derive(Clone, Debug, thiserror::Error)]
-#[error("cannot connect to {endpoint}: {}", Cause(.error))]
+#[error("cannot connect to {endpoint}: {}{}", Cause(.error), Cure(.error))]
 #[non_exhaustive]
 pub struct Unreachable {
     /// The last address that was tried.
@@ -216,11 +225,19 @@ impl Unreachable {
 pub struct SqlError {
     pub(crate) error: sqlx::Error,
     pub(crate) context: Option<Context>,
+    pub(crate) endpoint: Option<Arc<str>>,
 }
 
 impl fmt::Display for SqlError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        Cause(&self.error).fmt(f)
+        Cause(&self.error).fmt(f)?;
+        if let Some(endpoint) = &self.endpoint {
+            write!(f, " at {endpoint}")?;
+        }
+        match database_error(&self.error).and_then(PgDatabaseError::hint) {
+            Some(hint) => write!(f, "; {}", hint.trim_end_matches('.')),
+            None => Ok(()),
+        }
     }
 }
 
@@ -249,6 +266,15 @@ impl fmt::Display for Cause<'_> {
             (None, sqlx::Error::Tls(error)) => write!(f, "TLS: {error}"),
             (None, error) => error.fmt(f),
         }
+    }
+}
+
+/// The part of a sentence that tells what may help, where the cause alone does not.
+struct Cure<'a>(&'a sqlx::Error);
+
+impl fmt::Display for Cure<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        cure::of(self.0).map_or(Ok(()), |cure| write!(f, "; {cure}"))
     }
 }
 

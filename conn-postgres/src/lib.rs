@@ -71,6 +71,7 @@ mod classify;
 mod config;
 mod conn;
 mod connector;
+mod cure;
 pub mod defaults;
 mod direct;
 mod endpoints;

@@ -406,7 +406,8 @@ impl DatabaseManager {
             let Error::Sql(sql) = &error else { return error };
             let stale = is_stale_plan(&sql.error) && stale.swap(true, Ordering::Relaxed);
             let context = Context { hurried, stale, ..report.context_of(&sql.error) };
-            error.at(context)
+            let endpoint = report.endpoint_of(&sql.error);
+            error.at(context).told_by(endpoint)
         })
     }
 

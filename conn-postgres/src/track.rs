@@ -181,7 +181,8 @@ impl Track {
         let phase = if unsent { Phase::Unsent } else { phase };
         // What the operation itself may have done is in its phase.
         let context = Context { phase, effect: self.effect, hurried: false, stale: false };
-        self.struck = Some(Strike { mark: mark(error), context });
+        let endpoint = Arc::clone(&self.origin.label);
+        self.struck = Some(Strike { mark: mark(error), context, endpoint });
         match harm(error) {
             Harm::None => self.busy = false,
             Harm::Session => {}
@@ -204,7 +205,8 @@ impl Track {
     pub(crate) fn explain(&self, error: sqlx::Error) -> Error {
         let struck = self.struck.as_ref();
         let context = struck.map_or(Context::UNKNOWN, |strike| strike.context_of(&error));
-        Error::from(error).at(context)
+        let endpoint = struck.and_then(|strike| strike.endpoint_of(&error));
+        Error::from(error).at(context).told_by(endpoint)
     }
 }
 
@@ -253,12 +255,18 @@ fn harm(error: &sqlx::Error) -> Harm {
 pub(crate) struct Strike {
     mark: (std::mem::Discriminant<sqlx::Error>, String),
     context: Context,
+    endpoint: Arc<str>,
 }
 
 impl Strike {
     /// The context, if `error` is the one that struck.
     fn context_of(&self, error: &sqlx::Error) -> Context {
         if mark(error) == self.mark { self.context } else { Context::UNKNOWN }
+    }
+
+    /// The endpoint, if `error` is the one that struck.
+    fn endpoint_of(&self, error: &sqlx::Error) -> Option<Arc<str>> {
+        (mark(error) == self.mark).then(|| Arc::clone(&self.endpoint))
     }
 }
 
@@ -281,5 +289,11 @@ impl Report {
     pub(crate) fn context_of(&self, error: &sqlx::Error) -> Context {
         let struck = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         struck.as_ref().map_or(Context::UNKNOWN, |strike| strike.context_of(error))
+    }
+
+    /// The endpoint from which `error` came, if it struck on the connection.
+    pub(crate) fn endpoint_of(&self, error: &sqlx::Error) -> Option<Arc<str>> {
+        let struck = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        struck.as_ref().and_then(|strike| strike.endpoint_of(error))
     }
 }

@@ -48,7 +48,16 @@ pub(crate) fn parse(url: &str) -> Result<Target, Vec<Wrong>> {
     let (authority, tail) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));
     if tail.contains('@') && !authority.contains('@') {
         // A password with a bare '/', '?' or '#' ends the authority too early.
-        return Err(vec![(Held::Secret, FORM.to_owned())]);
+        let allowed = format!("{FORM}: '/' as %2F, '?' as %3F, '#' as %23");
+        return Err(vec![(Held::Secret, allowed)]);
+    }
+    if authority.matches('@').count() > 1 {
+        let allowed =
+            format!("one user and password, before the first host and for all: {FORM}: '@' as %40");
+        return Err(vec![(Held::Secret, allowed)]);
+    }
+    if url.contains('\0') || url.contains("%00") {
+        return Err(vec![(Held::Secret, "a URL without a NUL, which is %00".to_owned())]);
     }
     let (path, query) = tail.split_once('?').unwrap_or((tail, ""));
     let mut reader = Reader { url, target: Target::default(), port: PORT, wrong: Vec::new() };
@@ -56,8 +65,14 @@ pub(crate) fn parse(url: &str) -> Result<Target, Vec<Wrong>> {
     reader.credentials(credentials);
     reader.target.database = reader.decoded(path.trim_start_matches('/'));
     let query = query.split('#').next().unwrap_or_default();
-    let mut named = Vec::new();
+    let (mut named, mut stated) = (Vec::new(), Vec::new());
     for (key, value) in form_urlencoded::parse(query.as_bytes()) {
+        let may_repeat = ["host", "hostaddr", "options"].contains(&&*key);
+        if !may_repeat && stated.contains(&key) {
+            reader.wrong.push((reader.with_parameter(&key), format!("{key} once")));
+            continue;
+        }
+        stated.push(key.clone());
         match &*key {
             "host" | "hostaddr" => named.extend(value.split(',').map(str::to_owned)),
             key => reader.parameter(key, &value),
@@ -101,6 +116,11 @@ impl Reader<'_> {
 
     /// Percent-decoded text; `None` if empty.
     fn decoded(&mut self, text: &str) -> Option<String> {
+        if !is_percent_encoded(text) {
+            let allowed = "a URL in which each '%' begins a code of two hexadecimal digits; '%' itself is %25";
+            self.wrong.push((shown(self.url), allowed.to_owned()));
+            return None;
+        }
         match percent_decode_str(text).decode_utf8() {
             Ok(text) => Some(text.into_owned()).filter(|text| !text.is_empty()),
             Err(_) => {
@@ -129,6 +149,9 @@ impl Reader<'_> {
             // The directory of a Unix socket.
             return Some(Address::new(&*decoded, self.port));
         }
+        if text.contains(['%', ';']) {
+            return None;
+        }
         let has_port = text.rsplit(']').next().is_some_and(|rest| rest.contains(':'));
         match has_port {
             true => text.parse().ok(),
@@ -151,7 +174,7 @@ impl Reader<'_> {
                     self.port = port;
                     return;
                 }
-                _ => "a port from 1 to 65535",
+                _ => "one port from 1 to 65535, for the hosts that have none; others as host:port",
             },
             "statement-cache-capacity"
             | "statement_cache_size"
@@ -218,6 +241,12 @@ impl Reader<'_> {
         }
         Ok(self.target)
     }
+}
+
+/// Whether each `%` begins a code.
+fn is_percent_encoded(text: &str) -> bool {
+    let code = |rest: &str| rest.bytes().take(2).filter(u8::is_ascii_hexdigit).count() == 2;
+    text.split('%').skip(1).all(code)
 }
 
 /// Reads libpq's `options`: `-c name=value` or `--name=value`, with `\ ` for a space.

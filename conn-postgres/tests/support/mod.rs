@@ -3,6 +3,7 @@
 #![allow(dead_code, unreachable_pub, unused_imports, reason = "each test uses a part of it")]
 
 pub mod bouncer;
+pub mod ground;
 pub mod script;
 pub mod throwaway;
 

@@ -93,6 +93,13 @@ impl Throwaway {
         }
     }
 
+    /// It lets nobody in from now on, and ends once the last has left.
+    pub fn shut_down_when_left(&self) {
+        let leader = self.running.as_ref().unwrap().id();
+        let status = Command::new("kill").args(["-TERM", &leader.to_string()]).status();
+        assert!(status.unwrap().success());
+    }
+
     /// `STOP`: the kernel goes on accepting for it, and nothing answers. `CONT`: it goes on.
     pub fn signal(&self, signal: &str) {
         let leader = self.running.as_ref().unwrap().id();
