@@ -56,7 +56,8 @@ impl Connector {
 
     /// The endpoints that the URL names.
     pub(crate) fn hosts(config: &DatabaseConfig) -> Endpoints {
-        Endpoints::fixed(config.hosts.iter().cloned().map(Endpoint::new).collect())
+        let endpoints = config.hosts.iter().cloned().map(Endpoint::new).collect();
+        Endpoints::fixed(endpoints, config.runtime.clone())
     }
 
     /// The runtime on which to open connections and to run tasks, if there is one.
@@ -244,8 +245,10 @@ impl Connector {
                 }
             }
         };
-        let opened = timeout(limit, connecting).await.unwrap_or_else(|_| Err(silence(limit)));
+        let connecting = timeout(limit, origin.look.watch(connecting));
+        let opened = connecting.await.unwrap_or_else(|_| Err(silence(limit)));
         let (raw, greeting) = opened.map_err(unreachable)?;
+        origin.look.remember();
         tracing::debug!(target: "shared_external::postgres", endpoint = %origin.label, elapsed = ?started.elapsed(), "connected");
         Ok((raw, greeting))
     }
@@ -294,7 +297,8 @@ fn milliseconds(duration: Duration) -> String {
     format!("{}ms", duration.as_millis().clamp(1, i32::MAX as u128))
 }
 
-struct AbortOnDrop<T>(tokio::task::JoinHandle<T>);
+/// A task that ends with whoever waits for it.
+pub(crate) struct AbortOnDrop<T>(pub(crate) tokio::task::JoinHandle<T>);
 
 impl<T> Drop for AbortOnDrop<T> {
     fn drop(&mut self) {

@@ -58,6 +58,7 @@ mod follow;
 mod greeting;
 mod health;
 mod holders;
+mod look;
 mod manager;
 mod pool;
 mod session;

@@ -85,7 +85,7 @@ struct Shared {
     born: Instant,
     /// Calls that have waited long enough to want to know.
     waiting: AtomicUsize,
-    /// The last sign of life, in milliseconds since `born`; none is 0.
+    /// The last sign of life, in microseconds since `born`; none is 0.
     heard: AtomicU64,
     round: Mutex<Weak<Round>>,
     seen: watch::Sender<Seen>,
@@ -192,13 +192,13 @@ impl From<Silent> for io::Error {
 
 impl Shared {
     fn hear(&self, at: Instant) {
-        let since_born = at.saturating_duration_since(self.born).as_millis() as u64;
+        let since_born = at.saturating_duration_since(self.born).as_micros() as u64;
         self.heard.fetch_max(since_born + 1, Ordering::Relaxed);
     }
 
     fn heard(&self) -> Option<Instant> {
         let since_born = self.heard.load(Ordering::Relaxed).checked_sub(1)?;
-        Some(self.born + Duration::from_millis(since_born))
+        Some(self.born + Duration::from_micros(since_born))
     }
 
     /// When a call that has been waiting since then should look next, by what is known `now`.
@@ -270,10 +270,8 @@ impl Shared {
             asks.push((self.ask)());
             until += STAGGER;
             let answer = poll_fn(|cx| any_answer(&mut asks, &mut cause, cx));
-            if timeout_at(until, answer).await.is_ok() {
-                self.hear(began);
-            }
-            if self.heard() >= Some(began) {
+            // Any other call's answer is as good.
+            if timeout_at(until, answer).await.is_ok() || self.heard() >= Some(began) {
                 self.seen.send_modify(|seen| seen.looked = Some(began));
                 return;
             }

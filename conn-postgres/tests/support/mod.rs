@@ -127,6 +127,12 @@ impl<F: Future> Future for PollN<F> {
     }
 }
 
+/// Whether a connection came for a second look, and not for a session. Waits for its first bytes.
+pub async fn is_look(near: &TcpStream) -> bool {
+    let mut first = [0; 8];
+    near.peek(&mut first).await.is_ok() && first[4..] == 80_877_104_u32.to_be_bytes()
+}
+
 /// How a [`Wire`] is.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum State {
@@ -162,7 +168,14 @@ impl Wire {
             loop {
                 let (near, _) = listener.accept().await.unwrap();
                 counter.fetch_add(1, Ordering::Relaxed);
-                tokio::spawn(carry(near, target.clone(), watched.clone()));
+                let (target, watched, counter) =
+                    (target.clone(), watched.clone(), Arc::clone(&counter));
+                tokio::spawn(async move {
+                    if *watched.borrow() != State::Down && is_look(&near).await {
+                        counter.fetch_sub(1, Ordering::Relaxed);
+                    }
+                    carry(near, target, watched).await;
+                });
             }
         });
         Self { port, state, task, accepted }
@@ -176,7 +189,7 @@ impl Wire {
         *self.state.borrow()
     }
 
-    /// Connections accepted so far.
+    /// Connections accepted so far that did not come for a look.
     pub fn accepted(&self) -> usize {
         self.accepted.load(Ordering::Relaxed)
     }
