@@ -230,18 +230,29 @@ impl Connector {
             options = options.options([("statement_timeout", milliseconds(limit))]);
         }
         let started = Instant::now();
-        // Large, and seldom needed: every future that may have to connect would carry it.
-        let connecting = Box::pin(async move {
-            let mut raw = options.connect().await?;
-            let greeting = Greeting::ask(&mut raw).await?;
-            Ok((raw, greeting))
-        });
-        let connecting = async {
+        let connect = async || {
+            let options = options.clone();
+            // Large, and seldom needed: every future that may have to connect would carry it.
+            let connecting = Box::pin(async move {
+                let mut raw = options.connect().await?;
+                let greeting = Greeting::ask(&mut raw).await?;
+                Ok((raw, greeting))
+            });
             match &self.runtime {
                 None => connecting.await,
                 Some(runtime) => {
                     let mut task = AbortOnDrop(runtime.spawn(connecting));
                     (&mut task.0).await.unwrap_or(Err(sqlx::Error::WorkerCrashed))
+                }
+            }
+        };
+        let connecting = async {
+            loop {
+                tokio::select! {
+                    biased;
+                    opened = connect() => break opened,
+                    // What it has sent was lost, and would be sent again too late.
+                    () = origin.look.lookout().returned() => {}
                 }
             }
         };

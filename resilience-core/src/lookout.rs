@@ -98,6 +98,19 @@ struct Seen {
     looked: Option<Instant>,
     /// When the last one that had no answer ended, and why it had none, if that is known.
     silence: Option<(Instant, Option<Arc<str>>)>,
+    /// No look has been answered since then.
+    is_silent: bool,
+    /// When a look was last answered again.
+    returned: Option<Instant>,
+}
+
+impl Seen {
+    fn is_alive(&mut self, began: Instant) {
+        self.looked = Some(began);
+        if std::mem::take(&mut self.is_silent) {
+            self.returned = Some(Instant::now());
+        }
+    }
 }
 
 impl Lookout {
@@ -142,6 +155,20 @@ impl Lookout {
     /// If `work` does; and outside a tokio runtime with timers, unless `work` is ready at once.
     pub fn watch<F: Future>(&self, work: F) -> impl Future<Output = Result<F::Output, Silent>> {
         Watched::new(self, work)
+    }
+
+    /// Ends when the endpoint, having been seen to be silent, answers a look again; looks are taken for calls
+    /// that wait. What was sent in vain before then may be sent again only seconds later: a connect does better to
+    /// begin anew.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future leaves nothing behind. A return before its first poll is none of its own.
+    pub async fn returned(&self) {
+        let since = Instant::now();
+        let mut seen = self.shared.seen.subscribe();
+        // The sender is ours, so there is no error.
+        let _ = seen.wait_for(|seen| seen.returned > Some(since)).await;
     }
 
     /// Notes a sign of life: the endpoint has answered something. It costs nothing while no call is late.
@@ -272,7 +299,7 @@ impl Shared {
             let answer = poll_fn(|cx| any_answer(&mut asks, &mut cause, cx));
             // Any other call's answer is as good.
             if timeout_at(until, answer).await.is_ok() || self.heard() >= Some(began) {
-                self.seen.send_modify(|seen| seen.looked = Some(began));
+                self.seen.send_modify(|seen| seen.is_alive(began));
                 return;
             }
         }
@@ -282,7 +309,7 @@ impl Shared {
         self.seen.send_modify(|seen| {
             seen.looked = Some(began);
             if fair {
-                seen.silence = Some((now, cause));
+                (seen.silence, seen.is_silent) = (Some((now, cause)), true);
             }
         });
     }

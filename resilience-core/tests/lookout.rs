@@ -172,6 +172,25 @@ async fn an_answer_to_the_last_ask_clears() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_return_is_told_once_and_only_after_a_silence() {
+    let endpoint = Endpoint::new(Peer::Answers);
+    let returned = || timeout(5 * SECOND, endpoint.lookout.returned());
+    let slow = timeout(5 * SECOND, endpoint.lookout.watch(pending::<()>()));
+    let (returned_, slow) = tokio::join!(returned(), slow);
+    assert!(returned_.is_err() && slow.is_err(), "it was never away");
+
+    endpoint.becomes(Peer::Silent);
+    endpoint.call().await.0.unwrap_err();
+    let mut calls = endpoint.calls(3);
+    endpoint.becomes(Peer::Answers);
+    let began = Instant::now();
+    returned().await.unwrap();
+    assert!(began.elapsed() <= 410 * MS, "{:?}", began.elapsed());
+    assert!(returned().await.is_err(), "it was told twice");
+    assert!(calls.try_join_next().is_none());
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_cannot_be_reached_says_why() {
     let endpoint = Endpoint::new(Peer::Unreachable);
     let silent = endpoint.lookout.watch(pending::<()>()).await.unwrap_err();
