@@ -145,11 +145,21 @@ async fn a_cable_that_is_pulled_is_noticed_within_a_second() {
 #[tokio::test]
 async fn a_slow_statement_on_a_live_server_is_left_alone_and_its_log_stays_clean() {
     let mut server = Throwaway::new();
+    let own = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+    server.put("data/server.crt", &own.cert.pem());
+    server.put("data/server.key", &own.signing_key.serialize_pem());
+    server.put("data/postgresql.auto.conf", "ssl = on\nlog_connections = on\n");
     server.start().await;
-    let db = manager(&server.url());
-    let slow = sqlx::query("SELECT pg_sleep(5)").execute(&db).await;
-    slow.unwrap();
+    let db = manager(&server.url().replace("sslmode=disable", "sslmode=require"));
+    let before = server.log().lines().count();
+    sqlx::query("SELECT pg_sleep(5)").execute(&db).await.unwrap();
     assert_eq!(db.status().idle, 1);
+
+    let log = server.log();
+    let (arrivals, others): (Vec<&str>, Vec<&str>) =
+        log.lines().skip(before).partition(|line| line.contains("connection received"));
+    assert!((5..=15).contains(&arrivals.len()), "{} looks in 5 s", arrivals.len());
+    assert!(others.iter().all(|line| line.contains("connection auth")), "{others:#?}");
 }
 
 #[tokio::test]

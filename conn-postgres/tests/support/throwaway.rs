@@ -1,5 +1,6 @@
 //! A PostgreSQL of the test's own, to be killed and stopped. Its programs come from the installed packages.
 
+use std::fs::File;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -83,7 +84,8 @@ impl Throwaway {
         let mut running = None;
         eventually("it answers", async || {
             let process: &mut Child = running.get_or_insert_with(|| {
-                self.command("postgres").args(args).stderr(Stdio::null()).spawn().unwrap()
+                let log = File::options().append(true).create(true).open(self.dir.join("log"));
+                self.command("postgres").args(args).stderr(log.unwrap()).spawn().unwrap()
             });
             // After a kill, its orphans may need a moment to let go of the shared memory.
             if process.try_wait().unwrap().is_some() {
@@ -97,6 +99,11 @@ impl Throwaway {
         })
         .await;
         self.running = running;
+    }
+
+    /// What it has written to its log so far.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.dir.join("log")).unwrap()
     }
 
     /// As a crash does.
