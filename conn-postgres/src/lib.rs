@@ -34,6 +34,15 @@
 //! A statement cut short on our side may go on for a while on the server; its `statement_timeout`, set when
 //! the connection is opened to a second more than the attempt timeout, is the backstop.
 //!
+//! # A server that falls silent
+//!
+//! Whatever waits for the server for longer than 0.4 s has it looked at, on a socket of its own: a server that is slow
+//! answers, and is left to work; where nobody does, calls in flight end within a second with an error that says so, their
+//! places are free at once, idle connections are closed, and the next connect tries the next host first. A look costs the
+//! server what a connect costs before the login. It is taken twice a second at the most while no other statement has an
+//! answer, and less often for statements that run for minutes. Behind a proxy that answers by itself (PgBouncer), only
+//! the proxy is seen.
+//!
 //! # Credentials and certificates that change
 //!
 //! [`DatabaseConfigBuilder::credentials`] takes a provider in place of the URL's password; certificate files are

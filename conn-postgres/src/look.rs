@@ -79,7 +79,8 @@ impl Look {
 
 /// Whether an error says that the server was seen to be silent.
 pub(crate) fn is_silent(error: &sqlx::Error) -> bool {
-    matches!(error, sqlx::Error::Io(error) if error.get_ref().is_some_and(|cause| cause.is::<Silent>()))
+    let sqlx::Error::Io(error) = error else { return false };
+    error.get_ref().and_then(|cause| cause.downcast_ref::<Silent>()).is_some()
 }
 
 /// Whom to ask.

@@ -9,6 +9,7 @@ use clap::Args;
 use crate::cargo::{Cargo, Package, members};
 use crate::interrupt;
 use crate::progress::say;
+use crate::servers::packages::install_for_tests;
 use crate::servers::{Backend, BackendKind, Profile, Servers};
 
 /// Run all tests, against real servers that are started if need be
@@ -55,6 +56,7 @@ impl Test {
 
 /// The servers' addresses, and whether it was us who started them.
 fn servers() -> Result<(Vec<(String, String)>, bool)> {
+    install_for_tests()?;
     let had = Servers::find()?.is_some();
     let servers = Servers::up(Profile::Single, Backend::Auto)?;
     let ours = !had && servers.backend() != BackendKind::External;
