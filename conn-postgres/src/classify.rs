@@ -22,7 +22,7 @@ const NO_DESCRIPTORS: [i32; 2] = [24, 23];
 /// | DNS, refused, connect timeout, TLS; 08001, 08004, 53300, 57P03, 57P05 | safe | service |
 /// | pool exhausted, no credentials to be had, out of file descriptors | safe | local |
 /// | no answer in what a long wait for a connection left of the attempt | if idempotent | local |
-/// | connection lost, 08006 and others of class 08, 57P01, 57P02 under an autocommitted statement or COMMIT; 08007, 40003 | if idempotent | service |
+/// | connection lost, server silent, 08006 and others of class 08, 57P01, 57P02 under an autocommitted statement or COMMIT; 08007, 40003 | if idempotent | service |
 /// | the same within a transaction before COMMIT | transaction | service |
 /// | 40000, 40001, 40P01, 55P03, 25P03, 72000 | transaction | caller |
 /// | 25006 (read-only) | safe | service |

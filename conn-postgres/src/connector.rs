@@ -61,7 +61,8 @@ impl Connector {
 
     /// The endpoints that the URL names.
     pub(crate) fn hosts(config: &DatabaseConfig) -> Endpoints {
-        Endpoints::fixed(config.hosts.iter().cloned().map(Endpoint::new).collect())
+        let endpoints = config.hosts.iter().cloned().map(Endpoint::new).collect();
+        Endpoints::fixed(endpoints, config.runtime.clone())
     }
 
     /// The runtime on which to open connections and to run tasks, if there is one.
@@ -256,14 +257,15 @@ impl Connector {
             options = options.options([("statement_timeout", milliseconds(limit))]);
         }
         let started = Instant::now();
-        // Large, and seldom needed: every future that may have to connect would carry it.
         let is_ours = !self.is_behind_pgbouncer;
-        let connecting = Box::pin(async move {
-            let mut raw = options.connect().await?;
-            let greeting = Greeting::ask(&mut raw, is_ours).await?;
-            Ok((raw, greeting))
-        });
-        let connecting = async {
+        let connect = async || {
+            let options = options.clone();
+            // Large, and seldom needed: every future that may have to connect would carry it.
+            let connecting = Box::pin(async move {
+                let mut raw = options.connect().await?;
+                let greeting = Greeting::ask(&mut raw, is_ours).await?;
+                Ok((raw, greeting))
+            });
             match &self.runtime {
                 None => connecting.await,
                 Some(runtime) => {
@@ -272,8 +274,20 @@ impl Connector {
                 }
             }
         };
-        let opened = timeout(limit, connecting).await.unwrap_or_else(|_| Err(silence(limit)));
+        let connecting = async {
+            loop {
+                tokio::select! {
+                    biased;
+                    opened = connect() => break opened,
+                    // What it has sent was lost, and would be sent again too late.
+                    () = origin.look.lookout().returned() => {}
+                }
+            }
+        };
+        let connecting = timeout(limit, origin.look.watch(connecting));
+        let opened = connecting.await.unwrap_or_else(|_| Err(silence(limit)));
         let (raw, greeting) = opened.map_err(unreachable)?;
+        origin.look.remember();
         tracing::debug!(target: "shared_external::postgres", endpoint = %origin.label, elapsed = ?started.elapsed(), "connected");
         Ok((raw, greeting))
     }
@@ -331,6 +345,7 @@ fn milliseconds(duration: Duration) -> String {
     format!("{}ms", duration.as_millis().clamp(1, i32::MAX as u128))
 }
 
+/// A task that ends with whoever waits for it.
 pub(crate) struct AbortOnDrop<T>(pub(crate) tokio::task::JoinHandle<T>);
 
 impl<T> Drop for AbortOnDrop<T> {

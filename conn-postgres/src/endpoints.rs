@@ -4,7 +4,10 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use resilience_core::{Endpoint, EndpointSet, Role, WatchedEndpoints};
+use tokio::runtime::Handle;
 use tokio::sync::watch;
+
+use crate::look::Look;
 
 /// One address, and what was seen of it. Connections hold the origin they came from.
 #[derive(Debug)]
@@ -12,6 +15,8 @@ pub(crate) struct Origin {
     pub(crate) endpoint: Endpoint,
     /// As errors and logs name it.
     pub(crate) label: Arc<str>,
+    /// Whether it is slow or silent.
+    pub(crate) look: Look,
     /// Rises with each loss: connections of an earlier epoch are suspect.
     epoch: AtomicU64,
     /// It failed when last tried, or takes no writes: others come first.
@@ -21,9 +26,10 @@ pub(crate) struct Origin {
 }
 
 impl Origin {
-    fn new(endpoint: Endpoint) -> Self {
+    fn new(endpoint: Endpoint, runtime: Option<Handle>) -> Self {
         Self {
             label: endpoint.address.to_string().into(),
+            look: Look::at(&endpoint.address, runtime),
             endpoint,
             epoch: AtomicU64::new(0),
             demoted: AtomicBool::new(false),
@@ -64,19 +70,22 @@ pub(crate) struct Endpoints {
     /// The generation of the set that `known` was made from.
     seen: AtomicU64,
     known: Mutex<Vec<Arc<Origin>>>,
+    /// From where to look at them.
+    runtime: Option<Handle>,
 }
 
 impl Endpoints {
     /// These, for ever.
-    pub(crate) fn fixed(endpoints: Vec<Endpoint>) -> Self {
+    pub(crate) fn fixed(endpoints: Vec<Endpoint>, runtime: Option<Handle>) -> Self {
         // The receiver goes on showing the last value without its sender.
         let (_, receiver) = watch::channel(EndpointSet::fixed(endpoints));
-        Self::watched(receiver)
+        Self::watched(receiver, runtime)
     }
 
     /// Those of a set that changes.
-    pub(crate) fn watched(watched: WatchedEndpoints) -> Self {
-        let endpoints = Self { watched, seen: AtomicU64::new(0), known: Mutex::new(Vec::new()) };
+    pub(crate) fn watched(watched: WatchedEndpoints, runtime: Option<Handle>) -> Self {
+        let (seen, known) = (AtomicU64::new(0), Mutex::default());
+        let endpoints = Self { watched, seen, known, runtime };
         endpoints.learn();
         endpoints
     }
@@ -121,7 +130,7 @@ impl Endpoints {
                 };
                 match known.iter().find(same) {
                     Some(origin) => Arc::clone(origin),
-                    None => Arc::new(Origin::new(endpoint.clone())),
+                    None => Arc::new(Origin::new(endpoint.clone(), self.runtime.clone())),
                 }
             })
             .collect();
@@ -164,7 +173,7 @@ mod tests {
 
     #[test]
     fn what_failed_is_tried_last() {
-        let endpoints = Endpoints::fixed(vec![endpoint(1), endpoint(2)]);
+        let endpoints = Endpoints::fixed(vec![endpoint(1), endpoint(2)], None);
         assert_eq!(ports(&endpoints), [1, 2]);
         endpoints.candidates()[0].demote(true);
         assert_eq!(ports(&endpoints), [2, 1]);
@@ -172,7 +181,7 @@ mod tests {
 
     #[test]
     fn a_loss_condemns_what_was_opened_before_it_and_nothing_later() {
-        let origin = Origin::new(endpoint(1));
+        let origin = Origin::new(endpoint(1), None);
         let before = origin.epoch();
         origin.lost(before);
         assert!(!origin.is_current(before) && origin.is_current(origin.epoch()));
@@ -184,7 +193,7 @@ mod tests {
     #[test]
     fn an_endpoint_that_leaves_the_set_is_retired_and_one_that_stays_is_kept() {
         let (sender, receiver) = watch::channel(EndpointSet::fixed(vec![endpoint(1), endpoint(2)]));
-        let endpoints = Endpoints::watched(receiver);
+        let endpoints = Endpoints::watched(receiver, None);
         let before = endpoints.candidates();
         assert!(!endpoints.refresh());
         sender.send_modify(|set| {

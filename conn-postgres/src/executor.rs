@@ -1,5 +1,6 @@
 //! sqlx's `Executor` on borrowed connections, so that sqlx code runs on them unchanged.
 
+use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
@@ -7,7 +8,7 @@ use futures_core::Stream;
 use futures_core::future::BoxFuture;
 use futures_core::stream::BoxStream;
 use futures_util::StreamExt;
-use resilience_core::Deadline;
+use resilience_core::{Deadline, Vigil};
 use sqlx::postgres::{PgArguments, PgQueryResult, PgRow, PgStatement, PgTypeInfo};
 use sqlx::{Describe, Either, Execute, Executor, Postgres, SqlStr};
 use tokio::time::{Sleep, sleep_until};
@@ -112,6 +113,7 @@ impl Session {
             statement,
             track,
             timer: None,
+            vigil: None,
         }
     }
 
@@ -148,6 +150,8 @@ pub(crate) struct Rows<'e> {
     track: &'e mut Track,
     /// Ends the wait for one step, where no pipeline does.
     timer: Option<Pin<Box<Sleep>>>,
+    /// Ends it where the server is silent.
+    vigil: Option<Pin<Box<Vigil>>>,
 }
 
 impl Rows<'_> {
@@ -158,6 +162,10 @@ impl Rows<'_> {
 
     /// Starts the wait at the first poll that finds nothing; says whether it is over.
     fn waited_too_long(&mut self, cx: &mut Context<'_>) -> Option<sqlx::Error> {
+        let vigil = self.vigil.get_or_insert_with(|| Box::pin(Vigil::new()));
+        if let Poll::Ready(silent) = vigil.as_mut().poll_silent(self.track.look().lookout(), cx) {
+            return Some(io::Error::from(silent).into());
+        }
         let limit = self.track.limit?;
         let timer = self.timer.get_or_insert_with(|| {
             Box::pin(sleep_until(Deadline::within(limit).inherited().instant()))
@@ -187,8 +195,11 @@ impl Stream for Rows<'_> {
             },
         };
         rows.timer = None;
+        if let Some(vigil) = &mut rows.vigil {
+            vigil.as_mut().end_wait();
+        }
         match &step {
-            Some(Ok(_)) => {}
+            Some(Ok(_)) => rows.track.look().lookout().answered(),
             Some(Err(error)) => rows.end(Some(error)),
             None => rows.end(None),
         }

@@ -36,6 +36,15 @@
 //! set when a connection is opened: it looks every second whether the connection of a running statement is
 //! still there (PostgreSQL 14, on Linux), and gives up a second after the attempt timeout (`statement_timeout`).
 //!
+//! # A server that falls silent
+//!
+//! Whatever waits for the server for longer than 0.4 s has it looked at, on a socket of its own: a server that is slow
+//! answers, and is left to work; where nobody does, calls in flight end within a second with an error that says so, their
+//! places are free at once, idle connections are closed, and the next connect tries the next host first. A look costs the
+//! server what a connect costs before the login. It is taken twice a second at the most while no other statement has an
+//! answer, and less often for statements that run for minutes. Behind a proxy that answers by itself (PgBouncer), only
+//! the proxy is seen.
+//!
 //! # Credentials and certificates that change
 //!
 //! [`DatabaseConfigBuilder::credentials`] takes a provider in place of the URL's password; certificate files are
@@ -82,6 +91,7 @@ mod greeting;
 mod health;
 mod holders;
 mod listen;
+mod look;
 mod manager;
 mod pgbouncer;
 mod pool;

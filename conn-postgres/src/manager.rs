@@ -79,7 +79,8 @@ impl DatabaseManager {
         config: DatabaseConfig,
         endpoints: WatchedEndpoints,
     ) -> Result<Self, ConfigError> {
-        Ok(Self::build(&config, Endpoints::watched(endpoints)))
+        let endpoints = Endpoints::watched(endpoints, config.runtime.clone());
+        Ok(Self::build(&config, endpoints))
     }
 
     fn build(config: &DatabaseConfig, endpoints: Endpoints) -> Self {

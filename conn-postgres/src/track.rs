@@ -17,6 +17,7 @@ use crate::classify::{Context, Phase, is_read_only, is_stale_plan};
 use crate::endpoints::Origin;
 use crate::error::{Error, database_error};
 use crate::greeting::Greeting;
+use crate::look::{Look, is_silent};
 use crate::statement::{Kind, Statement};
 
 /// What is known of a connection beyond what the driver tells.
@@ -70,6 +71,11 @@ impl Track {
     /// As errors and logs name where it leads.
     pub(crate) fn endpoint(&self) -> &str {
         &self.origin.label
+    }
+
+    /// Tells whether a server that does not answer is slow or silent.
+    pub(crate) fn look(&self) -> &Look {
+        &self.origin.look
     }
 
     /// Whether the connection was seen to break.
@@ -171,6 +177,7 @@ impl Track {
         &self,
         work: impl Future<Output = Result<T, sqlx::Error>>,
     ) -> Result<T, sqlx::Error> {
+        let work = self.look().watch(work);
         let Some(limit) = self.limit else { return work.await };
         let limit = Deadline::within(limit).inherited().remaining();
         timeout(limit, work).await.unwrap_or_else(|_| Err(silence(limit)))
@@ -190,6 +197,10 @@ impl Track {
                 self.lost = true;
                 self.origin.lost(self.epoch);
             }
+        }
+        if is_silent(error) {
+            // To notice it takes a while, which the next connect need not spend if there is another endpoint.
+            self.origin.demote(true);
         }
         if is_stale_plan(error) {
             self.retired = true;
@@ -244,7 +255,7 @@ fn harm(error: &sqlx::Error) -> Harm {
             Harm::None
         }
         // Our own timeout: the endpoint may be well, and the statement slow.
-        E::Io(error) if is_silence(error) => Harm::Session,
+        E::Io(io) if is_silence(io) && !is_silent(error) => Harm::Session,
         E::Io(_) => Harm::Endpoint,
         _ => Harm::Session,
     }

@@ -106,6 +106,10 @@ impl Harness for Postgres {
         Support::Gives
     }
 
+    fn looks(&self) -> Vec<u8> {
+        support::LOOK.to_vec()
+    }
+
     fn connect(&self, setup: &Setup) -> Result<Arc<dyn Subject>, String> {
         let config = settings(setup).build().map_err(|error| error.to_string())?;
         let db = match &setup.endpoints {

@@ -12,7 +12,9 @@ use futures_util::TryStreamExt;
 use futures_util::future::join_all;
 use resilience_core::{Call, CallError, Deadline, Event, Observe, add_observer};
 use sqlx::PgConnection;
-use support::{admin, backends, config_at, eventually, manager_with, server, url_at, within};
+use support::{
+    admin, backends, config_at, eventually, is_look, manager_with, server, url_at, within,
+};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{Instant, sleep};
@@ -342,11 +344,14 @@ impl Way {
                 let number = accepted.fetch_add(1, Ordering::Relaxed) + 1;
                 let (target, sent) = (target.clone(), Arc::clone(&sent));
                 let forgotten = Arc::clone(&forgotten);
-                let delayed = Arc::clone(&delayed);
-                most.fetch_max(delayed.fetch_add(1, Ordering::Relaxed) + 1, Ordering::Relaxed);
+                let (delayed, most) = (Arc::clone(&delayed), Arc::clone(&most));
                 tokio::spawn(async move {
-                    sleep(delay).await;
-                    delayed.fetch_sub(1, Ordering::Relaxed);
+                    if !is_look(&near).await {
+                        let now = delayed.fetch_add(1, Ordering::Relaxed) + 1;
+                        most.fetch_max(now, Ordering::Relaxed);
+                        sleep(delay).await;
+                        delayed.fetch_sub(1, Ordering::Relaxed);
+                    }
                     let far = TcpStream::connect(target).await.unwrap();
                     let ((mut from_near, mut to_near), (mut from_far, mut to_far)) =
                         (near.into_split(), far.into_split());

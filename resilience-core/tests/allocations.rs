@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use resilience_core::{
     AnyError, Bulkhead, Call, CallError, CircuitBreaker, CircuitBreakerBuilder, CircuitState,
-    Deadline, Event, Hedge, LoadShedder, Observe, Pipeline, PipelineBuilder, Prioritizer, Priority,
-    RetryBudget, RetryPolicy, SlidingWindow, Throttle, Timeout, add_observer,
+    Deadline, Event, Hedge, LoadShedder, Lookout, Observe, Pipeline, PipelineBuilder, Prioritizer,
+    Priority, RetryBudget, RetryPolicy, SlidingWindow, Throttle, Timeout, add_observer,
 };
 
 #[derive(Debug)]
@@ -250,6 +250,17 @@ fn a_hedge_that_is_not_needed_allocates_nothing_and_in_a_pipeline_its_box() {
     assert_eq!(ready_and_waiting(&pipeline), (each, each));
     let write = allocations_of_future(async || call(&pipeline, Call::write(), true).await);
     assert_eq!(write, 0, "what is not hedged has no box");
+}
+
+#[test]
+fn a_call_under_watch_allocates_nothing() {
+    let lookout = Lookout::new("db:5432", || async { Ok(()) });
+    let ready = allocations_of_future(async || lookout.watch(async {}).await.unwrap());
+    let waiting = allocations_of_future(async || {
+        lookout.watch(pause()).await.unwrap();
+        lookout.answered();
+    });
+    assert_eq!((ready, waiting), (0, 0));
 }
 
 #[test]

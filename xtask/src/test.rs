@@ -9,7 +9,7 @@ use clap::Args;
 use crate::cargo::{Cargo, Package, members};
 use crate::interrupt;
 use crate::progress::say;
-use crate::servers::packages::install_for;
+use crate::servers::packages::{install_for, install_for_tests};
 use crate::servers::{Backend, BackendKind, Profile, Servers, Service};
 
 /// Run all tests, against real servers that are started if need be
@@ -56,6 +56,7 @@ impl Test {
 
 /// The servers' addresses, and whether it was us who started them.
 fn servers() -> Result<(Vec<(String, String)>, bool)> {
+    install_for_tests()?;
     let had = Servers::find()?.is_some();
     let servers = Servers::up(Profile::Single, Backend::Auto)?;
     // A connector's tests start one of their own.

@@ -3,7 +3,9 @@
 #![allow(dead_code, unreachable_pub, unused_imports, reason = "each test uses a part of it")]
 
 pub mod bouncer;
+pub mod faults;
 pub mod ground;
+pub mod network;
 pub mod script;
 pub mod throwaway;
 
@@ -18,6 +20,7 @@ use conn_postgres::{DatabaseConfig, DatabaseConfigBuilder, DatabaseManager};
 pub use resilience_conformance::{State, Wire};
 use sqlx::postgres::{PgConnectOptions, PgSslMode};
 use sqlx::{ConnectOptions, PgConnection};
+use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep, timeout};
 
 pub fn variable(name: &str) -> String {
@@ -132,3 +135,12 @@ impl<F: Future> Future for PollN<F> {
         }
     }
 }
+
+/// Whether a connection came for a second look, and not for a session. Waits for its first bytes.
+pub async fn is_look(near: &TcpStream) -> bool {
+    let mut first = [0; 8];
+    near.peek(&mut first).await.is_ok() && first == LOOK
+}
+
+/// What a second look begins with.
+pub const LOOK: [u8; 8] = [0, 0, 0, 8, 0x04, 0xD2, 0x16, 0x30];

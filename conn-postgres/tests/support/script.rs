@@ -50,11 +50,11 @@ impl Script {
         let task = tokio::spawn(async move {
             loop {
                 let (socket, _) = listener.accept().await.unwrap();
-                counters.1.fetch_add(1, Ordering::Relaxed);
-                let (executed, closed) = (Arc::clone(&counters.0), Arc::clone(&counters.2));
+                let (executed, accepted, closed) =
+                    (Arc::clone(&counters.0), Arc::clone(&counters.1), Arc::clone(&counters.2));
                 tokio::spawn(async move {
                     // A client that goes away ends its session with an error, which is none of the test's.
-                    let _ = serve(socket, welcome, commit, &executed).await;
+                    let _ = serve(socket, welcome, commit, &executed, &accepted).await;
                     closed.fetch_add(1, Ordering::Relaxed);
                 });
             }
@@ -71,6 +71,7 @@ impl Script {
         self.executed.load(Ordering::Relaxed)
     }
 
+    /// Connections accepted that did not come for a look.
     pub fn accepted(&self) -> usize {
         self.accepted.load(Ordering::Relaxed)
     }
@@ -93,16 +94,25 @@ async fn serve(
     welcome: Welcome,
     commit: &str,
     executed: &AtomicUsize,
+    accepted: &AtomicUsize,
 ) -> std::io::Result<()> {
     socket.set_nodelay(true)?;
+    let mut is_first = true;
     loop {
         let length = socket.read_u32().await? as usize;
         let mut startup = vec![0; length - 4];
         socket.read_exact(&mut startup).await?;
-        if startup[..] != 80_877_103_u32.to_be_bytes() {
+        let asks = |number: u32| startup[..] == number.to_be_bytes();
+        // For GSSAPI asks a look, and nobody else.
+        let is_look = asks(80_877_104);
+        if std::mem::take(&mut is_first) && !is_look {
+            accepted.fetch_add(1, Ordering::Relaxed);
+        }
+        let is_answered = is_look && !matches!(welcome, Welcome::Silence);
+        if !asks(80_877_103) && !is_answered {
             break;
         }
-        // It was asked for TLS, which it does not speak.
+        // It was asked for TLS or for GSSAPI, neither of which it speaks.
         socket.write_all(b"N").await?;
     }
     match welcome {

@@ -1,5 +1,6 @@
 //! A PostgreSQL of the test's own, to be killed and stopped. Its programs come from the installed packages.
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -8,10 +9,14 @@ use std::time::Duration;
 use sqlx::Connection;
 
 use super::eventually;
+use super::network::Network;
 
 pub struct Throwaway {
     dir: PathBuf,
+    host: String,
     pub port: u16,
+    /// The network namespace that it runs in, if it is not ours.
+    namespace: Option<String>,
     running: Option<Child>,
 }
 
@@ -35,7 +40,8 @@ impl Throwaway {
             false => Command::new("install").args(["-d", "-m", "700"]).arg(&dir).status(),
         };
         assert!(made.unwrap().success(), "cannot make {}", dir.display());
-        let server = Self { dir, port, running: None };
+        let host = "127.0.0.1".to_owned();
+        let server = Self { dir, host, port, namespace: None, running: None };
         let output = server
             .command("initdb")
             .args(["-D", "data", "--no-sync", "--auth=trust", "--username=postgres", "--locale=C"])
@@ -45,8 +51,17 @@ impl Throwaway {
         server
     }
 
+    /// The same at the far end of `network`.
+    pub fn beyond(network: &Network) -> Self {
+        let mut server = Self::new();
+        server.host.clone_from(&network.far);
+        server.namespace = Some(network.name.clone());
+        server.put("data/pg_hba.conf", "host all all all trust\n");
+        server
+    }
+
     pub fn url(&self) -> String {
-        format!("postgresql://postgres@127.0.0.1:{}/postgres?sslmode=disable", self.port)
+        format!("postgresql://postgres@{}:{}/postgres?sslmode=disable", self.host, self.port)
     }
 
     /// Writes a file that it alone may read, named from the directory that holds its `data`.
@@ -64,12 +79,13 @@ impl Throwaway {
     pub async fn start(&mut self) {
         let url = self.url();
         let port = self.port.to_string();
-        let args =
-            ["-D", "data", "-h", "127.0.0.1", "-p", &port, "-c", "unix_socket_directories=", "-F"];
+        let host = self.host.as_str();
+        let args = ["-D", "data", "-h", host, "-p", &port, "-c", "unix_socket_directories=", "-F"];
         let mut running = None;
         eventually("it answers", async || {
             let process: &mut Child = running.get_or_insert_with(|| {
-                self.command("postgres").args(args).stderr(Stdio::null()).spawn().unwrap()
+                let log = File::options().append(true).create(true).open(self.dir.join("log"));
+                self.command("postgres").args(args).stderr(log.unwrap()).spawn().unwrap()
             });
             // After a kill, its orphans may need a moment to let go of the shared memory.
             if process.try_wait().unwrap().is_some() {
@@ -83,6 +99,11 @@ impl Throwaway {
         })
         .await;
         self.running = running;
+    }
+
+    /// What it has written to its log so far.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.dir.join("log")).unwrap()
     }
 
     /// As a crash does.
@@ -125,7 +146,14 @@ impl Throwaway {
         let mut command = match is_root() {
             // It refuses to run as root.
             true => {
-                let mut command = Command::new("setpriv");
+                let mut command = match &self.namespace {
+                    Some(namespace) => {
+                        let mut command = Command::new("ip");
+                        command.args(["netns", "exec", namespace, "setpriv"]);
+                        command
+                    }
+                    None => Command::new("setpriv"),
+                };
                 let user = [
                     "--reuid=postgres",
                     "--regid=postgres",

@@ -30,6 +30,12 @@ pub trait Harness: Send + Sync + 'static {
     /// Whether the connector has `capability`.
     fn support(&self, capability: Capability) -> Support;
 
+    /// What a connection begins with that only looks whether the server is there, where the connector makes
+    /// such: the suite's wires do not count them.
+    fn looks(&self) -> Vec<u8> {
+        Vec::new()
+    }
+
     /// A manager under `setup`. The suite tries whether that does any I/O.
     ///
     /// # Errors

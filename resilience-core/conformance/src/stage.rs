@@ -55,13 +55,13 @@ impl Stage {
         static BEHAVIOURS: AtomicUsize = AtomicUsize::new(0);
         let number = BEHAVIOURS.fetch_add(1, Ordering::Relaxed);
         let name = Name::from(format!("conformance-{}-{number}", std::process::id()));
-        let wire = Wire::to(harness.server()).await;
+        let wire = Wire::to(harness.server()).await.not_counting(harness.looks());
         Self { harness, wire, events: Watching::begin(name.clone()), name }
     }
 
     /// Another way to the same server.
     pub(crate) async fn other_wire(&self) -> Wire {
-        Wire::to(self.harness.server()).await
+        Wire::to(self.harness.server()).await.not_counting(self.harness.looks())
     }
 
     pub(crate) fn setup(&self) -> Setup {

@@ -4,7 +4,7 @@ use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::task::Poll;
 
 use resilience_core::Address;
@@ -89,6 +89,8 @@ struct Shared {
     reject: AtomicUsize,
     /// Answers still to be cut, and after how many bytes.
     cut: Mutex<(usize, usize)>,
+    /// What a connection begins with that is not counted.
+    uncounted: OnceLock<Vec<u8>>,
 }
 
 impl Wire {
@@ -129,9 +131,22 @@ impl Wire {
             answered: AtomicU64::new(0),
             reject: AtomicUsize::new(0),
             cut: Mutex::default(),
+            uncounted: OnceLock::new(),
         });
         let task = tokio::spawn(accept(Arc::clone(&shared)));
         Self { port: address.port(), shared, task }
+    }
+
+    /// The same, which does not count connections that begin with these bytes: those that only look whether
+    /// the server is there. All others are counted once they have said something.
+    ///
+    /// # Panics
+    ///
+    /// If it was told before.
+    #[must_use]
+    pub fn not_counting(self, opening: impl Into<Vec<u8>>) -> Self {
+        self.shared.uncounted.set(opening.into()).expect("it is told once");
+        self
     }
 
     /// Its near end, by the name that certificates for this machine carry.
@@ -266,7 +281,8 @@ impl Drop for Open<'_> {
 }
 
 async fn connection(mut near: TcpStream, shared: Arc<Shared>) {
-    let _open = Open::enter(&shared);
+    let is_counted = !is_uncounted(&near, &shared).await;
+    let _open = is_counted.then(|| Open::enter(&shared));
     let less = |left: usize| left.checked_sub(1);
     if shared.reject.try_update(Ordering::Relaxed, Ordering::Relaxed, less).is_ok() {
         return;
@@ -287,6 +303,22 @@ async fn connection(mut near: TcpStream, shared: Arc<Shared>) {
             let _ = phase.wait_for(|now| now.torn != begun.torn).await;
         }
         State::Down | State::Refusing => {}
+    }
+}
+
+/// Whether a connection is none of those that are counted. Waits for what it says first, where that matters.
+async fn is_uncounted(near: &TcpStream, shared: &Shared) -> bool {
+    let Some(opening) = shared.uncounted.get().filter(|opening| !opening.is_empty()) else {
+        return false;
+    };
+    let mut phase = shared.phase.subscribe();
+    if !matches!(phase.borrow_and_update().state, State::Up | State::Silent) {
+        return false;
+    }
+    let mut first = vec![0; opening.len()];
+    tokio::select! {
+        peeked = near.peek(&mut first) => peeked.is_ok() && first == *opening,
+        _ = phase.changed() => false,
     }
 }
 

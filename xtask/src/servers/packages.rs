@@ -24,6 +24,19 @@ pub fn install_for(services: &[Service]) -> Result<()> {
     install(&missing)
 }
 
+/// Programs that the tests use beside the servers, and their packages: they pull cables and stop processes.
+const TOOLS: [(&str, &str); 2] = [("ip", "iproute2"), ("pgrep", "procps")];
+
+/// Installs what of Debian's packages the tests themselves use and is missing here.
+///
+/// # Errors
+///
+/// If something is missing and may not be installed: the one command that would.
+pub fn install_for_tests() -> Result<()> {
+    let missing = TOOLS.iter().filter(|(name, _)| program(name).is_none());
+    install(&missing.map(|(_, package)| *package).collect::<Vec<_>>())
+}
+
 /// What [`install`] has to bring before the server can be had. A standby is of its primary's package.
 fn missing_package(service: Service) -> Option<&'static str> {
     let lacks = |name: &str| program(name).is_none();
