@@ -10,6 +10,7 @@ use resilience_core::{Blame, Classify, Replay, Verdict};
 
 use crate::defaults::SLOWLY;
 use crate::error::{Error, Exhausted, SqlError, Unreachable, database_error};
+use crate::track::is_silence;
 
 /// Out of file descriptors: of the process, of the system.
 const NO_DESCRIPTORS: [i32; 2] = [24, 23];
@@ -92,9 +93,6 @@ pub(crate) enum Phase {
 }
 
 fn connecting(unreachable: &Unreachable) -> Verdict {
-    let out_of_descriptors = |error: &io::Error| {
-        error.raw_os_error().is_some_and(|number| NO_DESCRIPTORS.contains(&number))
-    };
     match (database_error(&unreachable.error), &*unreachable.error) {
         (Some(answer), _) => match of_code(answer.code()) {
             Meaning::Caller => Verdict::caller(Replay::Never),
@@ -102,10 +100,16 @@ fn connecting(unreachable: &Unreachable) -> Verdict {
             _ => Verdict::service(Replay::Safe),
         },
         (None, sqlx::Error::Configuration(_)) => Verdict::caller(Replay::Never),
-        (None, sqlx::Error::Io(error)) if out_of_descriptors(error) => Verdict::local(Replay::Safe),
+        (None, sqlx::Error::Io(error)) if is_out_of_descriptors(error) => {
+            Verdict::local(Replay::Safe)
+        }
         (None, sqlx::Error::WorkerCrashed) => Verdict::local(Replay::Never),
         (None, _) => Verdict::service(Replay::Safe),
     }
+}
+
+fn is_out_of_descriptors(error: &io::Error) -> bool {
+    error.raw_os_error().is_some_and(|number| NO_DESCRIPTORS.contains(&number))
 }
 
 fn running(error: &sqlx::Error, context: Context) -> Verdict {
@@ -228,6 +232,24 @@ fn lost(context: Context) -> Verdict {
         Phase::Autocommit | Phase::Commit => Replay::IfIdempotent,
         Phase::Transaction => Replay::Transaction,
     })
+}
+
+/// Whether a connect that ended so, or a look, says that the host does not serve, or not for long, or not
+/// in the role that was asked for: another may be about to.
+pub(crate) fn is_going_away(error: &Error) -> bool {
+    let Some(cause) = error.sqlx() else { return false };
+    match (database_error(cause), cause) {
+        (Some(answer), _) => {
+            matches!(answer.code(), "57P01" | "57P02" | "57P03" | "25006")
+        }
+        // A certificate that is not believed is no sign of it, nor is our own want of descriptors or time.
+        (None, sqlx::Error::Io(error)) => {
+            error.kind() != io::ErrorKind::InvalidData
+                && !is_silence(error)
+                && !is_out_of_descriptors(error)
+        }
+        _ => false,
+    }
 }
 
 /// Whether an error says that the service, not the caller or this process, is at fault.

@@ -51,6 +51,10 @@ pub const LEAK_THRESHOLD: Option<Duration> = None;
 /// How far lifetimes are spread, as a share of [`MAX_LIFETIME`] either way, so that connections opened together do not close together.
 pub const LIFETIME_JITTER: f64 = 0.1;
 
+/// How far a replica may lag behind and be read from. Default 10 s: ten looks at the servers, so that one look
+/// that comes late rules out no sound replica; far above the lag of one that keeps up, far below a user's patience.
+pub const MAX_REPLICA_LAG: Duration = Duration::from_secs(10);
+
 /// How often certificate files are looked at, ± 10 %. 10 s: whoever renews them does so long before the old ones end.
 pub const TLS_FILES_PERIOD: Duration = Duration::from_secs(10);
 
@@ -84,6 +88,7 @@ mod tests {
             [30.0, 600.0, 1800.0, 5.0, 5.0]
         );
         assert_eq!(TLS_FILES_PERIOD, Duration::from_secs(10));
+        assert_eq!(MAX_REPLICA_LAG, Duration::from_secs(10));
         assert_eq!((seconds(&[TEST_AFTER]), LEAK_THRESHOLD), (vec![30.0], None));
         assert_eq!(SHORTEST_FAIR_ATTEMPT, Duration::from_millis(10));
         assert!((LIFETIME_JITTER - 0.1).abs() < f64::EPSILON);

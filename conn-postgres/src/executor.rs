@@ -37,6 +37,13 @@ impl Query {
         Self { sql: query.sql(), arguments, prepared, persistent }
     }
 
+    /// The same once more, unless its arguments could not be encoded.
+    pub(crate) fn spare(&self) -> Option<Self> {
+        let arguments = Ok(self.arguments.as_ref().ok()?.clone());
+        let (sql, prepared) = (self.sql.clone(), self.prepared.clone());
+        Some(Self { sql, arguments, prepared, persistent: self.persistent })
+    }
+
     fn statement(&self) -> Statement {
         Statement::of(self.sql.as_str(), matches!(self.arguments, Ok(None)))
     }

@@ -7,6 +7,10 @@ use sqlx::{Executor, PgConnection, Row};
 pub(crate) struct Greeting {
     /// The process that serves the connection, by which it can be cancelled from another.
     pub(crate) backend: i32,
+    /// The server is in recovery.
+    pub(crate) is_standby: bool,
+    /// A transaction that does not say otherwise may not write.
+    pub(crate) is_read_only: bool,
 }
 
 impl Greeting {
@@ -16,6 +20,10 @@ impl Greeting {
     /// Asks the server on `connection`.
     pub(crate) async fn ask(connection: &mut PgConnection) -> Result<Self, sqlx::Error> {
         let row = connection.fetch_one(sqlx::raw_sql(Self::SQL)).await?;
-        Ok(Self { backend: row.try_get(0)? })
+        Ok(Self {
+            backend: row.try_get(0)?,
+            is_standby: row.try_get(1)?,
+            is_read_only: row.try_get(2)?,
+        })
     }
 }

@@ -51,6 +51,7 @@ impl DatabaseManager {
     }
 
     async fn look_beside_the_pool(&self, deadline: Deadline) -> Result<(), Error> {
+        self.pool.ensure_scout();
         let opened = self.pool.connector.open(deadline).await?;
         let mut session = Session::new(opened, deadline.instant());
         (&mut session).execute(PING).await?;

@@ -60,12 +60,18 @@ mod health;
 mod holders;
 mod manager;
 mod pool;
+mod primary;
+mod reads;
+mod role;
+mod scout;
 mod session;
 mod statement;
+mod topology;
 mod track;
 mod tuning;
 mod tx;
 mod url;
+mod wal;
 
 pub use resilience_core::settings::ConfigError;
 
@@ -75,5 +81,7 @@ pub use conn::Conn;
 pub use error::{Error, Exhausted, SqlError, Unreachable};
 pub use holders::{CallSite, Holder};
 pub use manager::DatabaseManager;
+pub use role::{ReadFrom, TargetSessionAttrs, UnknownWord};
 pub use session::Session;
 pub use tx::Tx;
+pub use wal::{WalPosition, WalPositionError};

@@ -6,6 +6,7 @@
 
 mod place;
 mod reaper;
+mod split;
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -13,22 +14,26 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures_util::{StreamExt, TryStreamExt, stream};
-use resilience_core::{Deadline, Event, Name, PoolStatus, Standstill, emit};
+use resilience_core::{
+    CircuitBreaker, CircuitState, Deadline, Event, Name, PoolStatus, Standstill, emit,
+};
 use tokio::sync::{Semaphore, TryAcquireError};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout_at};
 
 use crate::config::DatabaseConfig;
 use crate::conn::Conn;
-use crate::connector::Connector;
+use crate::connector::{Connector, Opened};
 use crate::defaults::{LIFETIME_JITTER, SHORTEST_FAIR_ATTEMPT};
 use crate::error::{Error, Exhausted, Unreachable};
 use crate::follow::Followers;
 use crate::holders::{CallSite, Holders};
+use crate::scout::Scout;
 use crate::session::Session;
 use crate::track::silence;
 
 pub(crate) use place::Place;
+pub(crate) use split::Want;
 
 /// Time for which this process must have stood still for an idle connection to be asked before it is lent:
 /// the end of many at once may have gone by unheard, and each would fail a call.
@@ -60,6 +65,9 @@ pub(crate) struct Pool {
     troubled: AtomicBool,
     reaper: Mutex<Option<JoinHandle<()>>>,
     followers: Followers,
+    scout: Scout,
+    /// What stands before the database as a whole.
+    breaker: CircuitBreaker,
 }
 
 /// What lies here, and who has the rest.
@@ -83,7 +91,11 @@ impl Shelf {
 }
 
 impl Pool {
-    pub(crate) fn new(config: &DatabaseConfig, connector: Connector) -> Arc<Self> {
+    pub(crate) fn new(
+        config: &DatabaseConfig,
+        connector: Connector,
+        breaker: CircuitBreaker,
+    ) -> Arc<Self> {
         let size = config.tuning.pool_size as usize;
         let limit = size + config.tuning.max_overflow as usize;
         Arc::new(Self {
@@ -105,6 +117,8 @@ impl Pool {
             troubled: AtomicBool::new(false),
             reaper: Mutex::new(None),
             followers: Followers::default(),
+            scout: Scout::default(),
+            breaker,
         })
     }
 
@@ -112,13 +126,27 @@ impl Pool {
         &self.name
     }
 
-    /// Lends a connection by `deadline` to whom `taken` says. The pool's own time limits the wait for a place
-    /// alone: one that was long must not leave the connect so little that the server is taken for unreachable.
-    pub(crate) async fn acquire(
+    /// Lends a connection by `deadline` to whom `taken` says, to wherever the manager's connections go.
+    pub(crate) fn acquire(
         self: &Arc<Self>,
         deadline: Deadline,
         taken: CallSite,
+    ) -> impl Future<Output = Result<Conn, Error>> {
+        self.acquire_for(Want::Primary, deadline, taken)
+    }
+
+    /// Lends a connection by `deadline` to whom `taken` says. The pool's own time limits the wait for a place
+    /// alone: one that was long must not leave the connect so little that the server is taken for unreachable.
+    pub(crate) async fn acquire_for(
+        self: &Arc<Self>,
+        want: Want,
+        deadline: Deadline,
+        taken: CallSite,
     ) -> Result<Conn, Error> {
+        if self.connector.topology().splits_reads() {
+            // Boxed: every future that borrows would carry it.
+            return Box::pin(self.acquire_split(want, deadline, taken)).await;
+        }
         if let Some(mut place) = self.try_place()? {
             let now = Instant::now();
             if let Some(session) = self.take_idle(&mut place, now, taken).await {
@@ -214,6 +242,19 @@ impl Pool {
         };
         for session in expired {
             session.close();
+        }
+    }
+
+    /// Starts what looks at the hosts, where there are several.
+    pub(crate) fn ensure_scout(self: &Arc<Self>) {
+        self.scout.ensure(self);
+    }
+
+    /// The primary is another: what failed was another server, so its failures keep nobody from this one.
+    pub(crate) fn follow_the_primary(&self) {
+        self.settle_trouble(None);
+        if matches!(self.breaker.state(), CircuitState::Open | CircuitState::HalfOpen) {
+            self.breaker.reset();
         }
     }
 
@@ -379,6 +420,7 @@ impl Pool {
     ) -> Result<(Session, Duration), Error> {
         // Before the connect: what is out of date may be why it fails.
         self.followers.ensure(self);
+        self.ensure_scout();
         let (opening, standstill) = (Instant::now(), Standstill::watch());
         let hurried = deadline.remaining_at(opening) < SHORTEST_FAIR_ATTEMPT;
         let opened = match self.connector.open(deadline).await {
@@ -394,12 +436,17 @@ impl Pool {
             }
         };
         self.settle_trouble(None);
+        Ok(self.settle_opened(opened, opening))
+    }
+
+    /// A connection that has just been opened, as one of the pool's; and how long it took since `opening`.
+    fn settle_opened(self: &Arc<Self>, opened: Opened, opening: Instant) -> (Session, Duration) {
         let now = Instant::now();
         let elapsed = now.saturating_duration_since(opening);
         emit(&Event::ConnectionCreated { pool: &self.name, elapsed });
         let session = Session::new(opened, now + self.lifetime());
         self.ensure_reaper();
-        Ok((session, elapsed))
+        (session, elapsed)
     }
 
     fn lend(
@@ -473,7 +520,8 @@ mod tests {
     ) -> Arc<Pool> {
         let builder = DatabaseConfig::builder("postgresql://app@db.invalid/app");
         let config = change(builder).build().unwrap();
-        Pool::new(&config, Connector::new(&config, Connector::hosts(&config)))
+        let connector = Connector::new(&config, Connector::hosts(&config));
+        Pool::new(&config, connector, CircuitBreaker::new("test"))
     }
 
     /// A place of `pool` that is held by `word`.

@@ -20,7 +20,7 @@ use crate::statement::{Kind, Statement};
 
 /// What is known of a connection beyond what the driver tells.
 pub(crate) struct Track {
-    origin: Arc<Origin>,
+    pub(crate) origin: Arc<Origin>,
     epoch: u64,
     pub(crate) greeting: Greeting,
     dies_at: Instant,
@@ -208,7 +208,7 @@ pub(crate) fn silence(limit: Duration) -> sqlx::Error {
 }
 
 /// Whether it was we who waited no longer: the system's own timeout has a number.
-fn is_silence(error: &io::Error) -> bool {
+pub(crate) fn is_silence(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::TimedOut && error.raw_os_error().is_none()
 }
 

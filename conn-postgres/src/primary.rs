@@ -1,0 +1,104 @@
+//! Opens connections to the primary, and waits for one where there is none: what was asked for is held, not failed.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use resilience_core::{Blame, Classify, Deadline};
+use sqlx::Connection;
+
+use crate::classify::{PgClassifier, is_going_away};
+use crate::connector::{Connector, Opened};
+use crate::error::Error;
+use crate::topology::Topology;
+
+/// How often one attempt may begin again on another connection. One failover takes one; and what fails at each
+/// primary anew, such as a write in a transaction that was made read-only, fails before long.
+const MOST_REPEATS: u32 = 3;
+
+/// Whether an attempt may begin again because a host was lost, and not its own work at fault: at once, within
+/// the same attempt and its time, and without the retry budget, for it waits until there is a primary. With one
+/// host there is none other to go to.
+pub(crate) struct Repeats<'a> {
+    topology: Option<&'a Topology>,
+    alarms: u64,
+    idempotent: bool,
+    left: u32,
+}
+
+impl<'a> Repeats<'a> {
+    /// Of an attempt that begins now.
+    pub(crate) fn new(topology: &'a Topology, idempotent: bool) -> Self {
+        let topology = Some(topology).filter(|topology| topology.is_watched());
+        let alarms = topology.map_or(0, Topology::alarms);
+        Self { topology, alarms, idempotent, left: MOST_REPEATS }
+    }
+
+    /// Whether there may be any.
+    pub(crate) fn are_possible(&self) -> bool {
+        self.topology.is_some()
+    }
+
+    /// Whether one may follow on `error`: a host was lost since the attempt began, and what it ran is proven not
+    /// to have been executed, or may be executed twice.
+    pub(crate) fn may_follow(&mut self, error: &Error) -> bool {
+        let Some(topology) = self.topology else { return false };
+        // A connect has waited for a primary already.
+        if self.left == 0 || matches!(error, Error::Unreachable(_)) {
+            return false;
+        }
+        let verdict = PgClassifier.verdict(error);
+        let may_repeat = verdict.blame == Blame::Service
+            && verdict.retry_after.is_none()
+            && verdict.may_repeat(self.idempotent);
+        let alarms = topology.alarms();
+        let was_lost = std::mem::replace(&mut self.alarms, alarms) != alarms;
+        self.left -= 1;
+        may_repeat && was_lost
+    }
+}
+
+impl Connector {
+    /// A connection to the primary, by `deadline`; the wait for there to be one is limited as that for a
+    /// place in the pool is.
+    pub(crate) async fn open_to_primary(
+        &self,
+        deadline: Deadline,
+        statement_timeout: Option<Duration>,
+    ) -> Result<Opened, Error> {
+        let patience = Deadline::within(self.patience).min(deadline);
+        let topology = self.topology();
+        topology.first_look(patience).await;
+        loop {
+            let primary = topology.primary();
+            let opened = match &primary {
+                Some(primary) => {
+                    let host = [Arc::clone(primary)];
+                    self.open_to_one_of(&host, deadline, statement_timeout).await
+                }
+                // Nobody could be looked at: as good as not to look.
+                None if topology.is_new() => {
+                    let hosts = self.endpoints.candidates();
+                    self.open_to_one_of(&hosts, deadline, statement_timeout).await
+                }
+                None => Err(topology.why().into()),
+            };
+            match opened {
+                Ok(opened) if primary.is_none() || topology.is_primary(&opened.origin) => {
+                    return Ok(opened);
+                }
+                // It ceased to be the primary while the connection was opened.
+                Ok(opened) => drop(opened.raw.close().await),
+                Err(error) if !is_going_away(&error) => return Err(error),
+                Err(error) => {
+                    if let Some(primary) = &primary {
+                        topology.alarm(primary);
+                    }
+                    tracing::debug!(target: "shared_external::postgres", %error, "no primary; waiting for one");
+                }
+            }
+            if !topology.primary_by(patience).await {
+                return Err(topology.why().into());
+            }
+        }
+    }
+}
