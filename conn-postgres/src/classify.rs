@@ -31,7 +31,8 @@ const NO_DESCRIPTORS: [i32; 2] = [24, 23];
 /// | 57014 (cancelled, `statement_timeout`) | never | service |
 /// | everything else that the server answers: the statement was wrong | never | caller |
 ///
-/// Once an earlier command of the same closure may have taken effect, "safe" and "transaction" become
+/// With several hosts, an error that comes with the loss of one of them is local: what counts against the service
+/// is that no other is found in time. Once an earlier command of the same closure may have taken effect, "safe" and "transaction" become
 /// "if idempotent".
 #[derive(Clone, Copy, Debug, Default)]
 pub struct PgClassifier;
@@ -71,12 +72,19 @@ pub(crate) struct Context {
     pub(crate) hurried: bool,
     /// The statement cache was found stale before, in the same call.
     pub(crate) stale: bool,
+    /// One host of several was lost meanwhile: the service may be had from another.
+    pub(crate) one_host: bool,
 }
 
 impl Context {
     /// Nobody watched: the worst is assumed.
-    pub(crate) const UNKNOWN: Self =
-        Self { phase: Phase::Autocommit, effect: true, hurried: false, stale: true };
+    pub(crate) const UNKNOWN: Self = Self {
+        phase: Phase::Autocommit,
+        effect: true,
+        hurried: false,
+        stale: true,
+        one_host: false,
+    };
 }
 
 /// What was under way.
@@ -127,6 +135,10 @@ fn running(error: &sqlx::Error, context: Context) -> Verdict {
         E::Migrate(error) => migrating(error),
         // A wrong argument, a row that does not decode, no row where one was asked for.
         _ => Verdict::caller(Replay::Never),
+    };
+    let verdict = match verdict.blame {
+        Blame::Service if context.one_host => Verdict { blame: Blame::Local, ..verdict },
+        _ => verdict,
     };
     match verdict.replay {
         Replay::Safe | Replay::Transaction if context.effect => {

@@ -47,12 +47,12 @@ impl DatabaseManager {
                         let result = run(&mut conn, query).await;
                         result.map_err(|error| conn.track.explain(error))
                     };
-                    match conn.fairly(in_all, attempt.deadline, work).await {
-                        Err(error) if spare.is_some() && repeats.may_follow(&error) => {
-                            put_back(spare);
-                        }
-                        result => return result,
+                    let result = conn.fairly(in_all, attempt.deadline, work).await;
+                    let Err(mut error) = result else { return result };
+                    if !repeats.may_follow(&mut error) || spare.is_none() {
+                        return Err(error);
                     }
+                    put_back(spare);
                 }
             }
         };

@@ -421,12 +421,11 @@ impl DatabaseManager {
                 let context = Context { hurried, stale, ..report.context_of(&sql.error) };
                 error.at(context)
             });
-            match result {
-                Err(error) if repeats.may_follow(&error) => {
-                    tracing::debug!(target: "shared_external::postgres", pool = %self.name(), %error, "begun again on another connection");
-                }
-                result => return result,
+            let Err(mut error) = result else { return result };
+            if !repeats.may_follow(&mut error) {
+                return Err(error);
             }
+            tracing::debug!(target: "shared_external::postgres", pool = %self.name(), %error, "begun again on another connection");
         }
     }
 
@@ -459,9 +458,10 @@ impl DatabaseManager {
             let mut repeats = self.repeats(true);
             loop {
                 let conn = self.pool.acquire(attempt.deadline, taken).await?;
-                match prepare(conn.limited(self.attempt_timeout)).await {
-                    Err(error) if repeats.may_follow(&error) => {}
-                    result => return result,
+                let result = prepare(conn.limited(self.attempt_timeout)).await;
+                let Err(mut error) = result else { return result };
+                if !repeats.may_follow(&mut error) {
+                    return Err(error);
                 }
             }
         };

@@ -6,7 +6,7 @@ use std::time::Duration;
 use resilience_core::{Blame, Classify, Deadline};
 use sqlx::Connection;
 
-use crate::classify::{PgClassifier, is_going_away};
+use crate::classify::{Context, PgClassifier, is_going_away};
 use crate::connector::{Connector, Opened};
 use crate::error::Error;
 use crate::topology::Topology;
@@ -39,21 +39,24 @@ impl<'a> Repeats<'a> {
     }
 
     /// Whether one may follow on `error`: a host was lost since the attempt began, and what it ran is proven not
-    /// to have been executed, or may be executed twice.
-    pub(crate) fn may_follow(&mut self, error: &Error) -> bool {
+    /// to have been executed, or may be executed twice. Where none may, the error counts against that host, and
+    /// not against the service: that is had if another host takes over in time.
+    pub(crate) fn may_follow(&mut self, error: &mut Error) -> bool {
         let Some(topology) = self.topology else { return false };
         // A connect has waited for a primary already.
-        if self.left == 0 || matches!(error, Error::Unreachable(_)) {
+        let Error::Sql(sql) = error else { return false };
+        let alarms = topology.alarms();
+        if std::mem::replace(&mut self.alarms, alarms) == alarms {
             return false;
         }
+        sql.context.get_or_insert(Context::UNKNOWN).one_host = true;
         let verdict = PgClassifier.verdict(error);
-        let may_repeat = verdict.blame == Blame::Service
+        let left = self.left;
+        self.left = left.saturating_sub(1);
+        left > 0
+            && verdict.blame != Blame::Caller
             && verdict.retry_after.is_none()
-            && verdict.may_repeat(self.idempotent);
-        let alarms = topology.alarms();
-        let was_lost = std::mem::replace(&mut self.alarms, alarms) != alarms;
-        self.left -= 1;
-        may_repeat && was_lost
+            && verdict.may_repeat(self.idempotent)
     }
 }
 

@@ -172,7 +172,8 @@ impl Track {
         let unsent = matches!(error, sqlx::Error::Encode(_) | sqlx::Error::InvalidArgument(_));
         let phase = if unsent { Phase::Unsent } else { phase };
         // What the operation itself may have done is in its phase.
-        let context = Context { phase, effect: self.effect, hurried: false, stale: false };
+        let context =
+            Context { phase, effect: self.effect, hurried: false, stale: false, one_host: false };
         self.struck = Some(Strike { mark: mark(error), context });
         match harm(error) {
             Harm::None => self.busy = false,
