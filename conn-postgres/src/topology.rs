@@ -1,20 +1,8 @@
 //! Which of several hosts is the primary, and which replicas are fresh enough: what was seen of them, and
 //! what follows from it.
-//!
-//! ```text
-//!            all were looked at            a look, or a connection of ours, says that it is gone,
-//!   Unknown ───────────────────▶ Primary ─────────────────────────────────────────────┐
-//!   (one is asked as it opens)      ▲    a standby or read-only; a higher timeline      ▼
-//!                                   └─────────────────────────────────────────────── None: writers wait
-//!                                      a look begun since then shows one that takes writes
-//! ```
-//!
-//! Of two that claim to be the primary, the one with the higher timeline is it; one whose timeline is behind
-//! the highest ever seen is of the past, even alone. A server that does not tell its timeline counts as 0: it
-//! loses against any that does, but alone it is not refused. Whoever was the primary and is it no longer has
-//! the epoch of its connections raised, so idle ones are closed and lent ones close as they come back.
 
-use std::collections::VecDeque;
+mod view;
+
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -26,8 +14,11 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::endpoints::Origin;
 use crate::error::Unreachable;
-use crate::role::{Misfit, Role, Rules, TargetSessionAttrs};
+use crate::role::{ReadFrom, Rules, TargetSessionAttrs};
 use crate::wal::WalPosition;
+use view::View;
+
+pub(crate) use view::{Look, Outcome, Sight};
 
 /// Between two looks at a server while all is well, ± 10 %.
 const SLOW: Duration = Duration::from_secs(1);
@@ -36,31 +27,6 @@ const FAST: Duration = Duration::from_millis(15);
 /// What share of an outage may pass between two looks: a long one is prolonged by no more than this, and a
 /// server that stays away is not asked 66 times a second for ever.
 const SHARE_OF_OUTAGE: u32 = 200;
-/// Positions of the primary that are remembered, to tell how far behind a replica is: as exactly as one part
-/// in half as many of the lag that is allowed.
-const MOST_SAMPLES: usize = 128;
-
-/// What one look at a server has shown.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(crate) struct Sight {
-    pub(crate) role: Role,
-    /// 0: it did not say.
-    pub(crate) timeline: u32,
-    /// How far a primary has written, or a standby has replayed; `None`: it did not say.
-    pub(crate) position: Option<WalPosition>,
-}
-
-/// How one look at a server has ended.
-#[derive(Clone, Debug)]
-pub(crate) enum Look {
-    Seen(Sight),
-    /// It is there, and did not let us in or did not tell. What was known of it stands.
-    Answered(Arc<sqlx::Error>),
-    /// Nothing came in time. What was known of it stands, but nothing is confirmed.
-    Silent(Arc<sqlx::Error>),
-    /// It is not there, or goes away.
-    Gone(Arc<sqlx::Error>),
-}
 
 /// What is known of all hosts. Nobody looks at them unless there are several and it matters.
 #[derive(Debug)]
@@ -84,7 +50,7 @@ impl Topology {
             rules,
             is_watched: AtomicBool::new(false),
             leads_writers: AtomicBool::new(false),
-            view: Mutex::default(),
+            view: Mutex::new(View::new(rules)),
             version: watch::Sender::new(0),
             call: Notify::new(),
             waiting: AtomicUsize::new(0),
@@ -95,20 +61,11 @@ impl Topology {
     /// These are the hosts from now on.
     pub(crate) fn follow(&self, origins: &[Arc<Origin>]) {
         let mut view = self.lock();
-        let mut known = std::mem::take(&mut view.members);
-        view.members = origins
-            .iter()
-            .map(|origin| match known.iter().position(|it| Arc::ptr_eq(&it.origin, origin)) {
-                Some(index) => known.swap_remove(index),
-                None => Member::new(origin),
-            })
-            .collect();
-        view.attrs = Some(self.rules.attrs(origins.len()));
+        view.follow(origins, Instant::now());
         let is_watched = self.rules.need_a_scout(origins.len());
         let leads = is_watched && view.attrs().means_the_primary();
         self.leads_writers.store(leads, Ordering::Release);
         self.is_watched.store(is_watched, Ordering::Release);
-        view.elect(Instant::now());
         drop(view);
         self.publish();
     }
@@ -130,7 +87,7 @@ impl Topology {
 
     /// Whether idle connections may lead to different kinds of hosts.
     pub(crate) fn splits_reads(&self) -> bool {
-        self.is_watched() && self.rules.read_from == crate::role::ReadFrom::PreferReplica
+        self.is_watched() && self.rules.read_from == ReadFrom::PreferReplica
     }
 
     /// Rises with each sign of trouble.
@@ -169,10 +126,7 @@ impl Topology {
         alarms: u64,
         started: Instant,
     ) -> Outcome {
-        let mut view = self.lock();
-        let spacing = self.rules.max_replica_lag * 2 / MOST_SAMPLES as u32;
-        let outcome = view.record(origin, look, alarms, started, spacing);
-        drop(view);
+        let outcome = self.lock().record(origin, look, alarms, started);
         self.publish();
         outcome
     }
@@ -210,7 +164,7 @@ impl Topology {
     /// A replica to read from that has replayed `position`, each in turn; `None` if there is none now.
     pub(crate) fn replica(&self, position: WalPosition) -> Option<Arc<Origin>> {
         let turn = self.turn.fetch_add(1, Ordering::Relaxed);
-        self.lock().replica(position, self.rules.max_replica_lag, Instant::now(), turn)
+        self.lock().replica(position, Instant::now(), turn)
     }
 
     /// [`replica`](Self::replica), once there is one, by `deadline`.
@@ -219,25 +173,17 @@ impl Topology {
         position: WalPosition,
         deadline: Deadline,
     ) -> Option<Arc<Origin>> {
-        let lag = self.rules.max_replica_lag;
         self.waiting.fetch_add(1, Ordering::Relaxed);
         let _waiting = Waiting(&self.waiting);
         self.call();
-        let found = |view: &View| view.replica(position, lag, Instant::now(), 0).is_some();
+        let found = |view: &View| view.replica(position, Instant::now(), 0).is_some();
         self.until(deadline, found).await;
         self.replica(position)
     }
 
     /// Why there is no primary, host by host.
     pub(crate) fn why(&self) -> Unreachable {
-        let view = self.lock();
-        let mut told = None;
-        for member in &view.members {
-            let error = member.why.clone().unwrap_or_else(|| Arc::new(view.misfit(member).into()));
-            let endpoint = Arc::clone(&member.origin.label);
-            told = Some(Unreachable::shared(endpoint, error).after(told));
-        }
-        told.unwrap_or_else(Unreachable::nowhere)
+        self.lock().why()
     }
 
     async fn until(&self, deadline: Deadline, condition: impl Fn(&View) -> bool) -> bool {
@@ -267,262 +213,68 @@ impl Drop for Waiting<'_> {
     }
 }
 
-/// What has changed with a look.
-#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
-pub(crate) struct Outcome {
-    /// There are connections to close.
-    pub(crate) condemned: bool,
-    /// The primary is another than the last.
-    pub(crate) moved: bool,
-}
+#[cfg(test)]
+mod tests {
+    use tokio::time::{advance, sleep};
 
-/// The state behind it; told the time.
-#[derive(Debug, Default)]
-struct View {
-    attrs: Option<TargetSessionAttrs>,
-    members: Vec<Member>,
-    primary: Option<Arc<Origin>>,
-    last_primary: Option<Arc<Origin>>,
-    /// The highest timeline of any primary that was ever seen.
-    highest: u32,
-    alarms: u64,
-    /// Since when there is no primary, or it is silent.
-    trouble: Option<Instant>,
-    /// When the primary had written how far at the least.
-    samples: VecDeque<(Instant, WalPosition)>,
-}
+    use super::view::tests::{gone, origins, primary, rules};
+    use super::*;
 
-#[derive(Debug)]
-struct Member {
-    origin: Arc<Origin>,
-    is_looked_at: bool,
-    sight: Option<Sight>,
-    /// How the last look failed.
-    why: Option<Arc<sqlx::Error>>,
-    /// The number of the alarm after which nothing has been seen of it.
-    doubted: Option<u64>,
-    /// A replica has replayed all that was written by then.
-    caught_up: Option<Instant>,
-}
-
-impl Member {
-    fn new(origin: &Arc<Origin>) -> Self {
-        Self {
-            origin: Arc::clone(origin),
-            is_looked_at: false,
-            sight: None,
-            why: None,
-            doubted: None,
-            caught_up: None,
-        }
+    fn see(topology: &Topology, origin: &Arc<Origin>, look: Look) -> Outcome {
+        topology.record(origin, look, topology.alarms(), Instant::now())
     }
 
-    /// What is known of it and not in doubt.
-    fn certain(&self) -> Option<&Sight> {
-        self.sight.as_ref().filter(|_| self.doubted.is_none())
-    }
-}
+    #[tokio::test(start_paused = true)]
+    async fn whoever_waits_for_a_primary_is_woken_as_one_is_seen_and_waits_no_longer_than_told() {
+        let (topology, hosts) = (Topology::new(rules(ReadFrom::Primary)), origins(2));
+        topology.follow(&hosts);
+        assert!(topology.leads_writers());
+        for host in &hosts {
+            see(&topology, host, gone());
+        }
+        let started = Instant::now();
+        assert!(!topology.primary_by(Deadline::within(Duration::from_secs(2))).await);
+        assert_eq!(started.elapsed(), Duration::from_secs(2));
 
-impl View {
-    fn attrs(&self) -> TargetSessionAttrs {
-        self.attrs.unwrap_or(TargetSessionAttrs::Any)
-    }
-
-    fn is_primary(&self, origin: &Arc<Origin>) -> bool {
-        self.primary.as_ref().is_some_and(|primary| Arc::ptr_eq(primary, origin))
-    }
-
-    fn is_surveyed(&self) -> bool {
-        self.members.iter().all(|member| member.is_looked_at)
-    }
-
-    fn alarm(&mut self, origin: &Origin, now: Instant) {
-        self.alarms += 1;
-        let same = |member: &&mut Member| std::ptr::eq(&*member.origin, origin);
-        let Some(member) = self.members.iter_mut().find(same) else { return };
-        member.doubted = Some(self.alarms);
-        if self.primary.as_ref().is_some_and(|primary| std::ptr::eq(&**primary, origin)) {
-            self.primary = None;
-            self.trouble.get_or_insert(now);
-        }
-    }
-
-    fn record(
-        &mut self,
-        origin: &Arc<Origin>,
-        look: Look,
-        alarms: u64,
-        started: Instant,
-        spacing: Duration,
-    ) -> Outcome {
-        let same = |member: &&mut Member| Arc::ptr_eq(&member.origin, origin);
-        let Some(member) = self.members.iter_mut().find(same) else { return Outcome::default() };
-        member.is_looked_at = true;
-        // What was seen before the alarm says nothing of how it is since.
-        let is_fresh = member.doubted.is_none_or(|doubted| doubted <= alarms);
-        let is_silent = matches!(look, Look::Silent(_));
-        let mut condemned = false;
-        match look {
-            Look::Seen(_) | Look::Answered(_) if !is_fresh => return Outcome::default(),
-            Look::Seen(sight) => {
-                (member.sight, member.why, member.doubted) = (Some(sight), None, None)
-            }
-            Look::Answered(error) => (member.why, member.doubted) = (Some(error), None),
-            Look::Silent(error) => member.why = Some(error),
-            Look::Gone(error) => {
-                member.why = Some(error);
-                if member.sight.take().is_some() {
-                    origin.condemn();
-                    condemned = true;
-                }
-            }
-        }
-        match member.sight {
-            Some(Sight { role, timeline, .. }) if !role.is_standby => {
-                self.highest = self.highest.max(timeline);
-                member.caught_up = None;
-            }
-            Some(Sight { position: Some(position), .. }) if !is_silent => {
-                let caught_up = match self.samples.back() {
-                    Some((_, last)) if position >= *last => Some(started),
-                    _ => {
-                        let replayed =
-                            |(_, written): &&(Instant, WalPosition)| *written <= position;
-                        self.samples.iter().rev().find(replayed).map(|(at, _)| *at)
-                    }
-                };
-                member.caught_up = member.caught_up.max(caught_up);
-            }
-            _ => {}
-        }
-        let mut outcome = self.elect(started);
-        outcome.condemned |= condemned;
-        if self.is_primary(origin) {
-            match is_silent {
-                true => _ = self.trouble.get_or_insert(started),
-                false => {
-                    self.trouble = None;
-                    self.sample(origin, started, spacing);
-                }
-            }
-        }
-        outcome
-    }
-
-    /// Decides who is the primary, and condemns who was.
-    fn elect(&mut self, now: Instant) -> Outcome {
-        if !self.attrs().means_the_primary() {
-            // Where connections go to whoever fits, the first that is no standby tells how far the log is.
-            let is_primary = |it: &&Member| it.certain().is_some_and(|it| !it.role.is_standby);
-            let primary = self
-                .members
-                .iter()
-                .filter(is_primary)
-                .max_by_key(|it| it.sight.map(|it| it.timeline));
-            self.primary = primary.map(|member| Arc::clone(&member.origin));
-            return Outcome::default();
-        }
-        let elected = self.elected().cloned();
-        let (before, mut outcome) = (self.primary.take(), Outcome::default());
-        match &elected {
-            Some(new) if !before.as_ref().is_some_and(|old| Arc::ptr_eq(old, new)) => {
-                self.trouble = None
-            }
-            Some(_) => {}
-            None if self.is_surveyed() => _ = self.trouble.get_or_insert(now),
-            None => {}
-        }
-        let was_replaced =
-            |old: &Arc<Origin>| elected.as_ref().is_none_or(|new| !Arc::ptr_eq(old, new));
-        if let Some(old) = before.filter(&was_replaced) {
-            old.condemn();
-            outcome.condemned = true;
-        }
-        if let Some(new) = &elected {
-            if let Some(old) = self.last_primary.replace(Arc::clone(new)).filter(was_replaced) {
-                // It may have been reached again while nobody was the primary.
-                old.condemn();
-                self.samples.clear();
-                outcome = Outcome { condemned: true, moved: true };
-                tracing::info!(target: "shared_external::postgres", from = %old.label, to = %new.label, timeline = self.highest, "the primary is another");
-            }
-        }
-        self.primary = elected;
-        outcome
-    }
-
-    fn elected(&self) -> Option<&Arc<Origin>> {
-        if self.last_primary.is_none() && !self.is_surveyed() {
-            // Another may be there with a higher timeline.
-            return None;
-        }
-        let timeline = |member: &&Member| {
-            let sight = member.certain()?;
-            let may_lead = self.attrs().fits(sight.role)
-                && (sight.timeline == 0 || sight.timeline >= self.highest);
-            may_lead.then_some(sight.timeline)
+        let waiting = topology.primary_by(Deadline::within(Duration::from_secs(60)));
+        let promoted = async {
+            sleep(Duration::from_secs(3)).await;
+            see(&topology, &hosts[1], primary(2));
         };
-        let is_last = |member: &Member| {
-            self.last_primary.as_ref().is_some_and(|last| Arc::ptr_eq(last, &member.origin))
-        };
-        // Of equals the one that is it already, else the first: the last of the maxima in reverse.
-        let candidates = self.members.iter().rev().filter_map(|it| Some((timeline(&it)?, it)));
-        let best = candidates.max_by_key(|(timeline, member)| (*timeline, is_last(member)));
-        best.map(|(_, member)| &member.origin)
+        let (found, ()) = tokio::join!(waiting, promoted);
+        assert!(found);
+        assert_eq!(started.elapsed(), Duration::from_secs(5), "it was not woken at once");
     }
 
-    fn sample(&mut self, origin: &Arc<Origin>, now: Instant, spacing: Duration) {
-        let member = self.members.iter().find(|member| Arc::ptr_eq(&member.origin, origin));
-        let Some(position) = member.and_then(|it| it.sight).and_then(|it| it.position) else {
-            return;
-        };
-        let samples = &mut self.samples;
-        let is_dense = match &*samples.make_contiguous() {
-            // Nothing was written: who has replayed it is up to date as of now.
-            [.., (_, last)] if *last == position => true,
-            [.., (before, _), (last, _)] => last.saturating_duration_since(*before) < spacing,
-            _ => false,
-        };
-        if is_dense {
-            samples.pop_back();
-        } else if samples.len() == MOST_SAMPLES {
-            samples.pop_front();
+    #[tokio::test(start_paused = true)]
+    async fn looks_are_quick_in_trouble_and_a_long_outage_is_not_asked_after_for_ever() {
+        let (topology, hosts) = (Topology::new(rules(ReadFrom::Primary)), origins(2));
+        topology.follow(&hosts);
+        for host in &hosts {
+            see(&topology, host, gone());
         }
-        samples.push_back((now, position));
+        assert_eq!(topology.pace(), FAST);
+        advance(Duration::from_secs(20)).await;
+        assert_eq!(topology.pace(), Duration::from_millis(100));
+        advance(Duration::from_secs(3600)).await;
+        assert_eq!(topology.pace(), SLOW);
+        see(&topology, &hosts[0], primary(1));
+        assert!(topology.pace() >= SLOW.mul_f64(0.9));
+        topology.alarm(&hosts[0]);
+        assert_eq!(topology.pace(), FAST);
     }
 
-    fn replica(
-        &self,
-        position: WalPosition,
-        max_lag: Duration,
-        now: Instant,
-        turn: usize,
-    ) -> Option<Arc<Origin>> {
-        let is_fit = |member: &&Member| {
-            let Some(sight) = member.certain() else { return false };
-            let lag = member.caught_up.map(|at| now.saturating_duration_since(at));
-            sight.role.is_standby
-                && lag.is_some_and(|lag| lag <= max_lag)
-                // One of an earlier timeline may follow a primary of the past.
-                && (sight.timeline == 0 || sight.timeline >= self.highest)
-                && sight.position.is_some_and(|replayed| replayed >= position)
-        };
-        let fit = || self.members.iter().filter(is_fit);
-        let count = fit().count();
-        let member = fit().nth(turn.checked_rem(count)?)?;
-        Some(Arc::clone(&member.origin))
-    }
-
-    fn misfit(&self, member: &Member) -> Misfit {
-        match member.certain() {
-            None => Misfit::Doubted,
-            Some(Sight { role, .. }) if !self.attrs().fits(*role) => {
-                Misfit::Role { role: *role, attrs: self.attrs() }
-            }
-            Some(Sight { timeline, .. }) if *timeline < self.highest => {
-                Misfit::Past { timeline: *timeline, highest: self.highest }
-            }
-            Some(_) => Misfit::Doubted,
-        }
+    #[tokio::test(start_paused = true)]
+    async fn one_host_and_hosts_that_are_all_alike_are_left_alone() {
+        let topology = Topology::new(rules(ReadFrom::Primary));
+        topology.follow(&origins(1));
+        assert!(!topology.is_watched() && !topology.splits_reads());
+        let any = Rules { attrs: Some(TargetSessionAttrs::Any), ..rules(ReadFrom::Primary) };
+        let topology = Topology::new(any);
+        topology.follow(&origins(3));
+        assert!(!topology.is_watched());
+        let topology = Topology::new(Rules { read_from: ReadFrom::PreferReplica, ..any });
+        topology.follow(&origins(3));
+        assert!(topology.splits_reads() && !topology.leads_writers());
     }
 }
