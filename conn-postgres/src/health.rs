@@ -34,6 +34,10 @@ impl DatabaseManager {
     }
 
     async fn look(&self, deadline: Deadline) -> Result<(), Error> {
+        if let Some(why) = self.pool.connector.topology().without_primary() {
+            // A call would wait for one; how it is now is known.
+            return Err(why.into());
+        }
         let Some(mut conn) = self.pool.try_acquire(deadline, TAKEN).await? else {
             return self.look_beside_the_pool(deadline).await;
         };

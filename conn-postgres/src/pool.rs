@@ -5,6 +5,7 @@
 //! A connection that was used a moment ago is lent as it is; one that lay idle for long is asked first.
 
 mod place;
+mod queue;
 mod reaper;
 mod split;
 
@@ -17,7 +18,7 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 use resilience_core::{
     CircuitBreaker, CircuitState, Deadline, Event, Name, PoolStatus, Standstill, emit,
 };
-use tokio::sync::{Semaphore, TryAcquireError};
+use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout_at};
 
@@ -25,12 +26,11 @@ use crate::config::DatabaseConfig;
 use crate::conn::Conn;
 use crate::connector::{Connector, Opened};
 use crate::defaults::{LIFETIME_JITTER, SHORTEST_FAIR_ATTEMPT};
-use crate::error::{Error, Exhausted, Unreachable};
+use crate::error::{Error, Unreachable};
 use crate::follow::Followers;
 use crate::holders::{CallSite, Holders};
 use crate::scout::Scout;
 use crate::session::Session;
-use crate::track::silence;
 
 pub(crate) use place::Place;
 pub(crate) use split::Want;
@@ -271,60 +271,6 @@ impl Pool {
         }
     }
 
-    fn try_place(self: &Arc<Self>) -> Result<Option<Place>, Error> {
-        match self.places.try_acquire() {
-            Ok(permit) => {
-                permit.forget();
-                Ok(Some(Place::new(self)))
-            }
-            Err(TryAcquireError::NoPermits) => Ok(None),
-            Err(TryAcquireError::Closed) => Err(self.refusal()),
-        }
-    }
-
-    async fn queue(self: &Arc<Self>, deadline: Deadline, started: Instant) -> Result<Place, Error> {
-        self.waiting.fetch_add(1, Ordering::Relaxed);
-        let _queued = Queued(self);
-        match timeout_at(deadline.instant(), self.places.acquire()).await {
-            Ok(Ok(permit)) => {
-                permit.forget();
-                Ok(Place::new(self))
-            }
-            Ok(Err(_)) => Err(self.refusal()),
-            Err(_) => Err(self.waited_in_vain(started)),
-        }
-    }
-
-    /// Exhausted, if connections work; else why they do not.
-    fn waited_in_vain(&self, started: Instant) -> Error {
-        emit(&Event::AcquireTimedOut { pool: &self.name });
-        let now = Instant::now();
-        let waited = now.saturating_duration_since(started);
-        let (in_use, longest) = {
-            let holders = &self.shelf().holders;
-            (holders.len(), holders.longest(now))
-        };
-        if let Some(trouble) = &*self.trouble.lock().unwrap_or_else(PoisonError::into_inner) {
-            return trouble.clone().into();
-        }
-        if in_use == 0 {
-            // Every place is taken by someone who is still connecting.
-            let endpoints = self.connector.endpoints.candidates();
-            let label =
-                endpoints.first().map_or_else(|| "any endpoint".into(), |it| Arc::clone(&it.label));
-            return Unreachable::new(label, silence(waited)).into();
-        }
-        Exhausted {
-            pool: self.name.clone(),
-            limit: self.limit,
-            in_use,
-            waited,
-            longest,
-            spent: false,
-        }
-        .into()
-    }
-
     /// The connection that came back last, unless it may not be used on or does not answer when asked.
     async fn take_idle(&self, place: &mut Place, now: Instant, taken: CallSite) -> Option<Session> {
         if self.connector.endpoints.refresh() {
@@ -493,14 +439,6 @@ impl fmt::Debug for Pool {
             .field("name", &self.name)
             .field("status", &self.status())
             .finish_non_exhaustive()
-    }
-}
-
-struct Queued<'a>(&'a Pool);
-
-impl Drop for Queued<'_> {
-    fn drop(&mut self) {
-        self.0.waiting.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

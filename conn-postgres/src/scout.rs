@@ -15,7 +15,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 use crate::classify::is_going_away;
 use crate::connector::Connector;
 use crate::endpoints::Origin;
-use crate::error::{Error, database_error};
+use crate::error::Error;
 use crate::greeting::Greeting;
 use crate::pool::Pool;
 use crate::role::Role;
@@ -196,9 +196,9 @@ impl Glass {
                     let timeline = row.try_get::<Option<i32>, _>(3)?.unwrap_or_default();
                     return Ok(Sight { role, timeline: timeline.cast_unsigned(), position });
                 }
-                // A managed service keeps some of it to itself.
-                Err(error) if database_error(&error).is_some() => self.is_dim = true,
-                Err(error) => return Err(error),
+                Err(error @ sqlx::Error::Io(_)) => return Err(error),
+                // A managed service keeps some of it to itself, and a proxy may answer otherwise.
+                Err(_) => self.is_dim = true,
             }
         }
         let greeting = Greeting::ask(&mut self.raw).await?;

@@ -186,6 +186,13 @@ impl Topology {
         self.lock().why()
     }
 
+    /// [`why`](Self::why), where connections are opened to the primary alone and all hosts were looked at.
+    pub(crate) fn without_primary(&self) -> Option<Unreachable> {
+        let view = self.lock();
+        let is_without = self.leads_writers() && view.primary.is_none() && view.is_surveyed();
+        is_without.then(|| view.why())
+    }
+
     async fn until(&self, deadline: Deadline, condition: impl Fn(&View) -> bool) -> bool {
         let mut version = self.version.subscribe();
         let seen = async {
@@ -215,10 +222,32 @@ impl Drop for Waiting<'_> {
 
 #[cfg(test)]
 mod tests {
+    use std::io;
+    use std::sync::Weak;
+
+    use resilience_core::{Address, Endpoint};
     use tokio::time::{advance, sleep};
 
-    use super::view::tests::{gone, origins, primary, rules};
     use super::*;
+    use crate::role::Role;
+
+    pub(super) fn rules(read_from: ReadFrom) -> Rules {
+        Rules { attrs: None, read_from, max_replica_lag: Duration::from_secs(10) }
+    }
+
+    pub(super) fn origins(count: u16) -> Vec<Arc<Origin>> {
+        let origin = |port| Endpoint::new(Address::new("db", port));
+        (1..=count).map(|port| Arc::new(Origin::new(origin(port), Weak::new()))).collect()
+    }
+
+    pub(super) fn primary(timeline: u32) -> Look {
+        let role = Role { is_standby: false, is_read_only: false };
+        Look::Seen(Sight { role, timeline, position: Some(0.into()) })
+    }
+
+    pub(super) fn gone() -> Look {
+        Look::Gone(Arc::new(io::Error::from(io::ErrorKind::ConnectionRefused).into()))
+    }
 
     fn see(topology: &Topology, origin: &Arc<Origin>, look: Look) -> Outcome {
         topology.record(origin, look, topology.alarms(), Instant::now())

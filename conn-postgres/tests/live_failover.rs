@@ -17,7 +17,10 @@ use tokio::time::{Instant, sleep};
 const TASKS: u64 = 32;
 
 fn manager(pair: &Pair) -> DatabaseManager {
-    let config = DatabaseConfig::builder(pair.url()).pool_size(TASKS as u32).max_overflow(0);
+    let config = DatabaseConfig::builder(pair.url())
+        .application_name("failover")
+        .pool_size(TASKS as u32)
+        .max_overflow(0);
     DatabaseManager::connect(config.build().unwrap()).unwrap()
 }
 
@@ -86,10 +89,12 @@ async fn a_primary_that_is_killed_under_load_loses_and_doubles_nothing() {
     pair.primary.signal("KILL");
     pair.primary.kill();
     // As long as it takes somebody to decide.
-    sleep(Duration::from_millis(500)).await;
+    let decision = Duration::from_millis(500);
+    eventually("it is decided", async || killed.elapsed() >= decision).await;
     pair.promote().await;
     let accepted = accepts_writes(&pair.standby, "INSERT INTO probes VALUES (now())").await;
-    sleep(Duration::from_millis(1500)).await;
+    let later = Duration::from_millis(1500);
+    eventually("it has gone on for a while", async || accepted.elapsed() >= later).await;
     stop.store(true, Ordering::Relaxed);
     let mut writes = Vec::new();
     for task in tasks {
@@ -138,7 +143,8 @@ async fn a_primary_that_is_killed_under_load_loses_and_doubles_nothing() {
     let count = "SELECT count(*) FROM orders";
     let before: i64 = pair.primary.ask(count).await;
     pair.primary.sql("INSERT INTO probes VALUES (now())").await;
-    sleep(Duration::from_millis(1200)).await;
+    let looks = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'failover'";
+    eventually("it is looked at", async || pair.primary.ask::<i64>(looks).await > 0).await;
     let fresh = manager(&pair);
     for db in [&db, &fresh] {
         let lent: Vec<_> = futures_util::future::join_all((0..8).map(|_| db.acquire())).await;

@@ -100,9 +100,10 @@ async fn a_planned_switchover_holds_what_runs_and_fails_nothing() {
     let started = Instant::now();
     pair.primary.sql("ALTER SYSTEM SET default_transaction_read_only = on").await;
     pair.primary.sql("SELECT pg_reload_conf()").await;
-    let running = "SELECT count(*) FROM pg_stat_activity WHERE backend_xid IS NOT NULL";
+    let running = "SELECT count(*) FROM pg_stat_activity \
+                   WHERE backend_type = 'client backend' AND state <> 'idle' AND pid <> pg_backend_pid()";
     let read_only = "SELECT current_setting('default_transaction_read_only')::bool";
-    eventually("nothing writes", async || {
+    eventually("nothing is under way", async || {
         pair.primary.ask::<bool>(read_only).await && pair.primary.ask::<i64>(running).await == 0
     })
     .await;

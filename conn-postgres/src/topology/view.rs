@@ -188,7 +188,7 @@ impl View {
         match look {
             Look::Seen(_) | Look::Answered(_) if !is_fresh => return Outcome::default(),
             Look::Seen(sight) => {
-                (member.sight, member.why, member.doubted) = (Some(sight), None, None)
+                (member.sight, member.why, member.doubted) = (Some(sight), None, None);
             }
             Look::Answered(error) => (member.why, member.doubted) = (Some(error), None),
             Look::Silent(error) => member.why = Some(error),
@@ -249,7 +249,7 @@ impl View {
         let (before, mut outcome) = (self.primary.take(), Outcome::default());
         match &elected {
             Some(new) if !before.as_ref().is_some_and(|old| Arc::ptr_eq(old, new)) => {
-                self.trouble = None
+                self.trouble = None;
             }
             Some(_) => {}
             None if self.is_surveyed() => _ = self.trouble.get_or_insert(now),
@@ -261,14 +261,14 @@ impl View {
             old.condemn();
             outcome.condemned = true;
         }
-        if let Some(new) = &elected {
-            if let Some(old) = self.last_primary.replace(Arc::clone(new)).filter(was_replaced) {
-                // It may have been reached again while nobody was the primary.
-                old.condemn();
-                self.samples.clear();
-                outcome = Outcome { condemned: true, moved: true };
-                tracing::info!(target: "shared_external::postgres", from = %old.label, to = %new.label, timeline = self.highest, "the primary is another");
-            }
+        if let Some(new) = &elected
+            && let Some(old) = self.last_primary.replace(Arc::clone(new)).filter(was_replaced)
+        {
+            // It may have been reached again while nobody was the primary.
+            old.condemn();
+            self.samples.clear();
+            outcome = Outcome { condemned: true, moved: true };
+            tracing::info!(target: "shared_external::postgres", from = %old.label, to = %new.label, timeline = self.highest, "the primary is another");
         }
         self.primary = elected;
         outcome
@@ -353,31 +353,17 @@ impl View {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+mod tests {
     use std::io;
-    use std::sync::Weak;
     use std::time::Duration;
 
-    use resilience_core::{Address, Endpoint};
     use tokio::time::advance;
 
     use super::*;
     use crate::role::ReadFrom;
+    use crate::topology::tests::{gone, origins, primary, rules};
 
     const SECOND: Duration = Duration::from_secs(1);
-
-    pub(in crate::topology) fn rules(read_from: ReadFrom) -> Rules {
-        Rules { attrs: None, read_from, max_replica_lag: 10 * SECOND }
-    }
-
-    pub(in crate::topology) fn origins(count: u16) -> Vec<Arc<Origin>> {
-        let origin = |port| Endpoint::new(Address::new("db", port));
-        (1..=count).map(|port| Arc::new(Origin::new(origin(port), Weak::new()))).collect()
-    }
-
-    pub(in crate::topology) fn primary(timeline: u32) -> Look {
-        written(timeline, 0)
-    }
 
     fn written(timeline: u32, position: u64) -> Look {
         let role = Role { is_standby: false, is_read_only: false };
@@ -387,10 +373,6 @@ pub(super) mod tests {
     fn standby(timeline: u32, position: u64) -> Look {
         let role = Role { is_standby: true, is_read_only: false };
         Look::Seen(Sight { role, timeline, position: Some(position.into()) })
-    }
-
-    pub(in crate::topology) fn gone() -> Look {
-        Look::Gone(Arc::new(io::Error::from(io::ErrorKind::ConnectionRefused).into()))
     }
 
     fn silent() -> Look {
