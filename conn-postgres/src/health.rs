@@ -94,8 +94,10 @@ impl HealthCheck for DatabaseManager {
     }
 
     fn backend(&self) -> Option<Backend> {
-        let first = self.pool.connector.endpoints.candidates().into_iter().next();
-        let address = first.as_ref().map(|origin| &origin.endpoint.address);
+        let connector = &self.pool.connector;
+        let first = || connector.endpoints.candidates().into_iter().next();
+        let serving = connector.topology().primary().or_else(first);
+        let address = serving.as_ref().map(|origin| &origin.endpoint.address);
         Some(Backend {
             system: "postgresql",
             address: address.map(|address| address.host().to_owned().into()),

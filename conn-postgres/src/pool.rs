@@ -214,6 +214,8 @@ impl Pool {
         let all = u32::try_from(self.limit).unwrap_or(u32::MAX);
         let returned = timeout_at(deadline.instant(), self.places.acquire_many(all)).await;
         self.places.close();
+        // Who looks at the hosts sees that nobody needs it any more.
+        self.connector.topology().call();
         let idle = {
             let mut shelf = self.shelf();
             shelf.room = 0;

@@ -71,6 +71,7 @@ impl Connector {
         let patience = Deadline::within(self.patience).min(deadline);
         let topology = self.topology();
         topology.first_look(patience).await;
+        let mut failures = 0;
         loop {
             let primary = topology.primary();
             let opened = match &primary {
@@ -86,14 +87,25 @@ impl Connector {
                 None => Err(topology.why().into()),
             };
             match opened {
-                Ok(opened) if primary.is_none() || topology.is_primary(&opened.origin) => {
-                    return Ok(opened);
+                Ok(opened) => {
+                    let is_it = match (topology.primary(), &primary) {
+                        (Some(now), _) => Arc::ptr_eq(&now, &opened.origin),
+                        (None, None) => true,
+                        (None, Some(_)) => false,
+                    };
+                    if is_it {
+                        return Ok(opened);
+                    }
+                    // It ceased to be the primary while the connection was opened.
+                    drop(opened.raw.close().await);
                 }
-                // It ceased to be the primary while the connection was opened.
-                Ok(opened) => drop(opened.raw.close().await),
-                Err(error) if !is_going_away(&error) => return Err(error),
+                Err(error) if !is_going_away(&error) || failures == MOST_REPEATS => {
+                    return Err(error);
+                }
                 Err(error) => {
                     if let Some(primary) = &primary {
+                        // Looks may go on showing it, from where they get through.
+                        failures += 1;
                         topology.alarm(primary);
                     }
                     tracing::debug!(target: "shared_external::postgres", %error, "no primary; waiting for one");

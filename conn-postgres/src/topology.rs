@@ -95,12 +95,9 @@ impl Topology {
         self.lock().alarms
     }
 
+    /// The primary, as far as is known.
     pub(crate) fn primary(&self) -> Option<Arc<Origin>> {
         self.lock().primary.clone()
-    }
-
-    pub(crate) fn is_primary(&self, origin: &Arc<Origin>) -> bool {
-        self.lock().is_primary(origin)
     }
 
     /// Whether no primary has been found yet.

@@ -197,6 +197,31 @@ async fn several_replicas_share_the_reads_within_the_limit_of_the_pool() {
     assert_eq!(counts, [20, 20]);
 }
 
+#[tokio::test]
+async fn a_server_that_tells_neither_timeline_nor_position_is_used_all_the_same() {
+    let mut pair = Pair::start().await;
+    pair.primary
+        .sql(
+            "CREATE ROLE app LOGIN; \
+             REVOKE EXECUTE ON FUNCTION pg_current_wal_lsn(), pg_walfile_name(pg_lsn), \
+                 pg_control_checkpoint(), pg_last_wal_replay_lsn() FROM PUBLIC",
+        )
+        .await;
+    pair.caught_up().await;
+    let url = pair.url_reversed().replace("postgres@", "app@");
+    let db = manager(&url, |it| it.read_from(ReadFrom::PreferReplica));
+    for _ in 0..5 {
+        assert_eq!(port_of_write(&db).await, pair.primary.port);
+        assert_eq!(port_of_read(&db).await, pair.primary.port, "nobody knows how far it lags");
+    }
+    pair.primary.kill();
+    pair.promote().await;
+    eventually("it is followed", async || {
+        port(&db).await.is_ok_and(|port| port == i32::from(pair.standby.port))
+    })
+    .await;
+}
+
 async fn port_of_write(db: &DatabaseManager) -> u16 {
     port(db).await.unwrap().try_into().unwrap()
 }

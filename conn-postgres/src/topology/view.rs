@@ -255,20 +255,27 @@ impl View {
             None if self.is_surveyed() => _ = self.trouble.get_or_insert(now),
             None => {}
         }
-        let was_replaced =
-            |old: &Arc<Origin>| elected.as_ref().is_none_or(|new| !Arc::ptr_eq(old, new));
-        if let Some(old) = before.filter(&was_replaced) {
+        let is_it =
+            |origin: &Arc<Origin>| elected.as_ref().is_some_and(|it| Arc::ptr_eq(it, origin));
+        if let Some(old) = before.filter(|old| !is_it(old)) {
             old.condemn();
             outcome.condemned = true;
         }
         if let Some(new) = &elected
-            && let Some(old) = self.last_primary.replace(Arc::clone(new)).filter(was_replaced)
+            && self.last_primary.as_ref().is_none_or(|last| !Arc::ptr_eq(last, new))
         {
-            // It may have been reached again while nobody was the primary.
-            old.condemn();
-            self.samples.clear();
-            outcome = Outcome { condemned: true, moved: true };
-            tracing::info!(target: "shared_external::postgres", from = %old.label, to = %new.label, timeline = self.highest, "the primary is another");
+            // Whoever takes itself for one may have been reached while nobody was known to be the primary.
+            let is_standby = |it: &Member| it.sight.is_some_and(|sight| sight.role.is_standby);
+            for other in self.members.iter().filter(|it| !is_it(&it.origin) && !is_standby(it)) {
+                other.origin.condemn();
+            }
+            outcome.condemned = true;
+            if let Some(old) = self.last_primary.replace(Arc::clone(new)) {
+                old.condemn();
+                outcome.moved = true;
+                self.samples.clear();
+                tracing::info!(target: "shared_external::postgres", from = %old.label, to = %new.label, timeline = self.highest, "the primary is another");
+            }
         }
         self.primary = elected;
         outcome
@@ -423,6 +430,17 @@ mod tests {
         assert_eq!(epochs()[1..], [0, 0]);
         assert_eq!(see(&mut view, &hosts[0], primary(1)), Outcome::default());
         assert_eq!(port(view.primary.as_ref()), Some(2));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_was_opened_to_an_old_primary_before_the_first_look_is_condemned_too() {
+        let (mut view, hosts) = view(2);
+        // It was too slow for the first look, and connections were opened to it all the same.
+        see(&mut view, &hosts[0], silent());
+        see(&mut view, &hosts[1], primary(2));
+        assert_eq!(port(view.primary.as_ref()), Some(2));
+        assert!(hosts[0].epoch() > 0);
+        assert_eq!(hosts[1].epoch(), 0);
     }
 
     #[tokio::test(start_paused = true)]
