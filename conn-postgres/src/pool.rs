@@ -446,6 +446,7 @@ impl fmt::Debug for Pool {
 
 #[cfg(test)]
 mod tests {
+    use resilience_core::Outcome;
     use tokio::time::advance;
 
     use super::*;
@@ -498,6 +499,20 @@ mod tests {
         drop(place);
         assert_eq!(pool.status().in_use, 0);
         assert_eq!(pool.shelf().holders.longest(Instant::now()), None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn another_primary_closes_a_circuit_that_the_last_one_opened_and_no_other() {
+        let pool = pool(|it| it);
+        for _ in 0..pool.breaker.settings().fail_max.unwrap() {
+            pool.breaker.try_acquire().unwrap().settle(Outcome::Failure);
+        }
+        assert_eq!(pool.breaker.state(), CircuitState::Open);
+        pool.follow_the_primary();
+        assert_eq!(pool.breaker.state(), CircuitState::Closed);
+        pool.breaker.force_open();
+        pool.follow_the_primary();
+        assert_eq!(pool.breaker.state(), CircuitState::ForcedOpen, "somebody wanted it open");
     }
 
     #[tokio::test(start_paused = true)]
