@@ -67,7 +67,7 @@
 //! 4. Promote the standby. All that waited goes on within a look, and the time to connect.
 //! 5. On the old one, which becomes a standby of the new: `ALTER SYSTEM RESET default_transaction_read_only`.
 //!
-//! It needs `target_session_attrs=read-write`, the default for several hosts. What was taken by
+//! Set `acquire_timeout` above the time from the first step to the fourth. It needs `target_session_attrs=read-write`, the default for several hosts. What was taken by
 //! [`DatabaseManager::acquire`] or [`DatabaseManager::begin`], and a stream of `&db`, is not begun again: only its owner knows how.
 //!
 //! # What is read from elsewhere

@@ -42,7 +42,8 @@ const SUSPICIOUS: Duration = Duration::from_secs(1);
 /// The longest that an idle connection may take to answer.
 const TEST_LIMIT: Duration = Duration::from_secs(1);
 
-/// Connections that one warm-up opens at a time: a server forks a process for each.
+/// Connections that one warm-up opens at a time, or those who have waited for a primary: a server forks a process
+/// for each.
 const OPENED_AT_ONCE: usize = 8;
 
 pub(crate) struct Pool {
@@ -58,6 +59,8 @@ pub(crate) struct Pool {
     test_after: Duration,
     leak_threshold: Option<Duration>,
     places: Semaphore,
+    /// To connect to a primary that was waited for.
+    turns: Semaphore,
     shelf: Mutex<Shelf>,
     waiting: AtomicUsize,
     /// Why connections cannot be opened, since the last that could or that came back well.
@@ -111,6 +114,7 @@ impl Pool {
             test_after: config.tuning.test_after,
             leak_threshold: config.tuning.leak_threshold,
             places: Semaphore::new(limit),
+            turns: Semaphore::new(OPENED_AT_ONCE),
             shelf: Mutex::new(Shelf { idle: Vec::new(), room: size, holders: Holders::default() }),
             waiting: AtomicUsize::new(0),
             trouble: Mutex::new(None),
@@ -340,7 +344,18 @@ impl Pool {
         taken: CallSite,
         queued: Duration,
     ) -> Result<Conn, Error> {
+        let turn = match self.connector.topology().lacks_primary() {
+            // Boxed: it is seldom needed, and every future that borrows would carry it.
+            true => Some(Box::pin(self.turn(deadline)).await?),
+            false => None,
+        };
+        if turn.is_some()
+            && let Some(session) = self.take_returned(&mut place, taken).await
+        {
+            return Ok(self.lend(session, place, Instant::now(), queued, Duration::ZERO));
+        }
         let (session, elapsed) = self.open_session(deadline).await?;
+        drop(turn);
         let now = Instant::now();
         place.hold(now, taken);
         Ok(self.lend(session, place, now, queued, elapsed))

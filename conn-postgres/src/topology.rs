@@ -190,6 +190,14 @@ impl Topology {
         is_without.then(|| view.why())
     }
 
+    /// Whether connections are opened to the primary alone, and it was lost.
+    pub(crate) fn lacks_primary(&self) -> bool {
+        self.leads_writers() && {
+            let view = self.lock();
+            view.primary.is_none() && view.last_primary.is_some()
+        }
+    }
+
     async fn until(&self, deadline: Deadline, condition: impl Fn(&View) -> bool) -> bool {
         let mut version = self.version.subscribe();
         let seen = async {

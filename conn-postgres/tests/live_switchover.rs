@@ -85,7 +85,11 @@ async fn keep_working(
 async fn a_planned_switchover_holds_what_runs_and_fails_nothing() {
     let mut pair = Pair::start().await;
     pair.primary.sql("CREATE TABLE orders (id int8)").await;
-    let config = DatabaseConfig::builder(pair.url()).pool_size(TASKS as u32).max_overflow(0);
+    let config = DatabaseConfig::builder(pair.url())
+        .pool_size(TASKS as u32)
+        .max_overflow(0)
+        // Whatever the servers need for it on a busy machine.
+        .acquire_timeout(Duration::from_secs(10));
     let db = DatabaseManager::connect(config.build().unwrap()).unwrap();
     db.warm_up(Deadline::within(Duration::from_secs(5))).await.unwrap();
     let (next, stop) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
@@ -109,6 +113,8 @@ async fn a_planned_switchover_holds_what_runs_and_fails_nothing() {
     .await;
     pair.primary.stop();
     pair.promote().await;
+    let recovers = "SELECT pg_is_in_recovery()";
+    eventually("it is promoted", async || !pair.standby.ask::<bool>(recovers).await).await;
     let held = started.elapsed();
     let promoted = next.load(Ordering::Relaxed);
     eventually("it goes on", async || next.load(Ordering::Relaxed) > promoted + 1_000).await;

@@ -4,11 +4,13 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 
 use resilience_core::{Deadline, Event, emit};
-use tokio::sync::TryAcquireError;
+use tokio::sync::{SemaphorePermit, TryAcquireError};
 use tokio::time::{Instant, timeout_at};
 
 use super::{Place, Pool};
 use crate::error::{Error, Exhausted, Unreachable};
+use crate::holders::CallSite;
+use crate::session::Session;
 use crate::track::silence;
 
 impl Pool {
@@ -39,6 +41,37 @@ impl Pool {
             }
             Ok(Err(_)) => Err(self.refusal()),
             Err(_) => Err(self.waited_in_vain(started)),
+        }
+    }
+
+    /// Waits for a primary, as long as for a place, and then for a turn to connect to it: all at once would keep
+    /// each other, and a server that has just been promoted, busy for longer than their work takes.
+    pub(super) async fn turn(
+        self: &Arc<Self>,
+        deadline: Deadline,
+    ) -> Result<SemaphorePermit<'_>, Error> {
+        self.ensure_scout();
+        let patience = Deadline::within(self.acquire_timeout).min(deadline);
+        let topology = self.connector.topology();
+        if topology.primary_by(patience).await
+            && let Ok(turn) = timeout_at(deadline.instant(), self.turns.acquire()).await
+        {
+            return Ok(turn.expect("nobody closes it"));
+        }
+        let why = topology.why();
+        self.settle_trouble(Some(why.clone()));
+        Err(why.into())
+    }
+
+    /// An idle connection that came back while a turn was waited for.
+    pub(super) async fn take_returned(
+        self: &Arc<Self>,
+        place: &mut Place,
+        taken: CallSite,
+    ) -> Option<Session> {
+        match self.connector.topology().splits_reads() {
+            true => self.take_idle_to(None, place, taken),
+            false => self.take_idle(place, Instant::now(), taken).await,
         }
     }
 

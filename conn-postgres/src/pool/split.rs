@@ -82,7 +82,7 @@ impl Pool {
     }
 
     /// An idle connection to `replica`; to wherever writes go, if there is none.
-    fn take_idle_to(
+    pub(super) fn take_idle_to(
         &self,
         replica: Option<&Arc<Origin>>,
         place: &mut Place,

@@ -80,12 +80,18 @@ impl Throwaway {
     pub async fn start(&mut self) {
         let url = self.url();
         let port = self.port.to_string();
-        let args =
-            ["-D", "data", "-h", "127.0.0.1", "-p", &port, "-c", "unix_socket_directories=", "-F"];
+        let settings = [
+            "unix_socket_directories=",
+            // A standby that has lost its primary looks for it again, and at whether it is to be promoted.
+            "wal_retrieve_retry_interval=100ms",
+        ];
+        let settings = settings.iter().flat_map(|setting| ["-c", setting]);
+        let args = ["-D", "data", "-h", "127.0.0.1", "-p", &port, "-F"].into_iter();
+        let args: Vec<_> = args.chain(settings).collect();
         let mut running = None;
         eventually("it answers", async || {
             let process: &mut Child = running.get_or_insert_with(|| {
-                self.command("postgres").args(args).stderr(Stdio::null()).spawn().unwrap()
+                self.command("postgres").args(&args).stderr(Stdio::null()).spawn().unwrap()
             });
             // After a kill, its orphans may need a moment to let go of the shared memory.
             if process.try_wait().unwrap().is_some() {
