@@ -117,3 +117,69 @@ impl Connector {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use resilience_core::{Address, Endpoint};
+
+    use super::*;
+    use crate::classify::Phase;
+    use crate::endpoints::{Endpoints, Origin};
+    use crate::role::{ReadFrom, Rules};
+
+    /// A connection that broke under an autocommitted statement.
+    fn cut() -> Error {
+        let broken = sqlx::Error::from(io::Error::from(io::ErrorKind::ConnectionReset));
+        let context = Context { phase: Phase::Autocommit, effect: false, ..Context::UNKNOWN };
+        Error::from(broken).at(context)
+    }
+
+    fn hosts(count: u16) -> (Arc<Topology>, Vec<Arc<Origin>>) {
+        let host = |port| Endpoint::new(Address::new("db", port));
+        let max_replica_lag = Duration::from_secs(10);
+        let rules = Rules { attrs: None, read_from: ReadFrom::Primary, max_replica_lag };
+        let endpoints = Endpoints::fixed((1..=count).map(host).collect(), rules);
+        (Arc::clone(&endpoints.topology), endpoints.all())
+    }
+
+    fn blame(error: &Error) -> Blame {
+        PgClassifier.verdict(error).blame
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_write_that_was_cut_off_is_not_made_again_and_blames_one_host_and_not_the_service() {
+        let (topology, hosts) = hosts(2);
+        let mut repeats = Repeats::new(&topology, false);
+        let mut error = cut();
+        assert!(!repeats.may_follow(&mut error));
+        assert_eq!(blame(&error), Blame::Service, "no host was lost");
+        topology.alarm(&hosts[0]);
+        assert!(!repeats.may_follow(&mut error), "it may have taken effect");
+        assert_eq!(blame(&error), Blame::Local);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_may_be_made_again_is_so_often_and_no_more() {
+        let (topology, hosts) = hosts(2);
+        let mut repeats = Repeats::new(&topology, true);
+        for _ in 0..MOST_REPEATS {
+            topology.alarm(&hosts[0]);
+            assert!(repeats.may_follow(&mut cut()));
+            assert!(!repeats.may_follow(&mut cut()), "the same alarm served twice");
+        }
+        topology.alarm(&hosts[0]);
+        assert!(!repeats.may_follow(&mut cut()));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn with_one_host_nothing_is_begun_again_within_an_attempt() {
+        let (topology, hosts) = hosts(1);
+        let mut repeats = Repeats::new(&topology, true);
+        topology.alarm(&hosts[0]);
+        let mut error = cut();
+        assert!(!repeats.may_follow(&mut error));
+        assert_eq!(blame(&error), Blame::Service);
+    }
+}
