@@ -305,7 +305,8 @@ impl Work {
             return Ok(control);
         }
         let epoch = self.origin.epoch();
-        let raw = self.connector.open_beside(&self.origin).await?;
+        let deadline = Deadline::within(self.connector.connect_timeout);
+        let raw = self.connector.open_beside(&self.origin, deadline).await?;
         Ok(Control { raw, epoch })
     }
 

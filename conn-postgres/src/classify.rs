@@ -11,6 +11,7 @@ use sqlx::postgres::{PgDatabaseError, PgSeverity};
 
 use crate::defaults::SLOWLY;
 use crate::error::{Error, Exhausted, SqlError, Unreachable, database_error};
+use crate::track::is_silence;
 
 /// Out of file descriptors: of the process, of the system.
 const NO_DESCRIPTORS: [i32; 2] = [24, 23];
@@ -32,7 +33,8 @@ const NO_DESCRIPTORS: [i32; 2] = [24, 23];
 /// | what else is of class 57 or 58 or XX: the server failed | never | service |
 /// | everything else that the server answers: the statement was wrong; so are 57P04, and 08P01 that costs no connection | never | caller |
 ///
-/// Once an earlier command of the same closure may have taken effect, "safe" and "transaction" become
+/// With several hosts, an error that comes with the loss of one of them is local: what counts against the service
+/// is that no other is found in time. Once an earlier command of the same closure may have taken effect, "safe" and "transaction" become
 /// "if idempotent".
 #[derive(Clone, Copy, Debug, Default)]
 pub struct PgClassifier;
@@ -72,12 +74,19 @@ pub(crate) struct Context {
     pub(crate) hurried: bool,
     /// The statement cache was found stale before, in the same call.
     pub(crate) stale: bool,
+    /// One host of several was lost meanwhile: the service may be had from another.
+    pub(crate) one_host: bool,
 }
 
 impl Context {
     /// Nobody watched: the worst is assumed.
-    pub(crate) const UNKNOWN: Self =
-        Self { phase: Phase::Autocommit, effect: true, hurried: false, stale: true };
+    pub(crate) const UNKNOWN: Self = Self {
+        phase: Phase::Autocommit,
+        effect: true,
+        hurried: false,
+        stale: true,
+        one_host: false,
+    };
 }
 
 /// What was under way.
@@ -94,9 +103,6 @@ pub(crate) enum Phase {
 }
 
 fn connecting(unreachable: &Unreachable) -> Verdict {
-    let out_of_descriptors = |error: &io::Error| {
-        error.raw_os_error().is_some_and(|number| NO_DESCRIPTORS.contains(&number))
-    };
     match (database_error(&unreachable.error), &*unreachable.error) {
         (Some(answer), _) => match of_code(answer.code()) {
             Meaning::Caller => Verdict::caller(Replay::Never),
@@ -104,10 +110,16 @@ fn connecting(unreachable: &Unreachable) -> Verdict {
             _ => Verdict::service(Replay::Safe),
         },
         (None, sqlx::Error::Configuration(_)) => Verdict::caller(Replay::Never),
-        (None, sqlx::Error::Io(error)) if out_of_descriptors(error) => Verdict::local(Replay::Safe),
+        (None, sqlx::Error::Io(error)) if is_out_of_descriptors(error) => {
+            Verdict::local(Replay::Safe)
+        }
         (None, sqlx::Error::WorkerCrashed) => Verdict::local(Replay::Never),
         (None, _) => Verdict::service(Replay::Safe),
     }
+}
+
+fn is_out_of_descriptors(error: &io::Error) -> bool {
+    error.raw_os_error().is_some_and(|number| NO_DESCRIPTORS.contains(&number))
 }
 
 fn running(error: &sqlx::Error, context: Context) -> Verdict {
@@ -125,6 +137,10 @@ fn running(error: &sqlx::Error, context: Context) -> Verdict {
         E::Migrate(error) => migrating(error),
         // A wrong argument, a row that does not decode, no row where one was asked for.
         _ => Verdict::caller(Replay::Never),
+    };
+    let verdict = match verdict.blame {
+        Blame::Service if context.one_host => Verdict { blame: Blame::Local, ..verdict },
+        _ => verdict,
     };
     match verdict.replay {
         Replay::Safe | Replay::Transaction if context.effect => {
@@ -242,6 +258,24 @@ fn lost(context: Context) -> Verdict {
         Phase::Autocommit | Phase::Commit => Replay::IfIdempotent,
         Phase::Transaction => Replay::Transaction,
     })
+}
+
+/// Whether a connect that ended so, or a look, says that the host does not serve, or not for long, or not
+/// in the role that was asked for: another may be about to.
+pub(crate) fn is_going_away(error: &Error) -> bool {
+    let Some(cause) = error.sqlx() else { return false };
+    match (database_error(cause), cause) {
+        (Some(answer), _) => {
+            matches!(answer.code(), "57P01" | "57P02" | "57P03" | "25006")
+        }
+        // A certificate that is not believed is no sign of it, nor is our own want of descriptors or time.
+        (None, sqlx::Error::Io(error)) => {
+            error.kind() != io::ErrorKind::InvalidData
+                && !is_silence(error)
+                && !is_out_of_descriptors(error)
+        }
+        _ => false,
+    }
 }
 
 /// Whether an error says that the service, not the caller or this process, is at fault.

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,6 +13,7 @@ use sqlx::postgres::PgSslMode;
 use tokio::runtime::Handle;
 
 use crate::defaults;
+use crate::role::{ReadFrom, Rules, TargetSessionAttrs};
 use crate::tuning::Tuning;
 use crate::url::{self, Target};
 
@@ -42,6 +44,7 @@ pub struct DatabaseConfig {
     pub(crate) application_name: Option<String>,
     pub(crate) statement_cache: Option<usize>,
     pub(crate) options: Vec<(String, String)>,
+    pub(crate) rules: Rules,
     pub(crate) tuning: Tuning,
     pub(crate) runtime: Option<Handle>,
     pub(crate) pgbouncer: bool,
@@ -72,7 +75,7 @@ impl DatabaseConfig {
     /// The URL is `postgres://`, `postgresql://` or `postgresql+asyncpg://`; special characters in the
     /// credentials are percent-encoded. Several hosts (`one:5432,two:5432`) are tried in that order.
     /// Parameters: `host`, `port`, `user`, `password`, `dbname`, `sslmode`, `sslrootcert`, `sslcert`,
-    /// `sslkey`, `application_name`, `options`, `statement-cache-capacity`, `pgbouncer`.
+    /// `sslkey`, `application_name`, `options`, `target_session_attrs`, `statement-cache-capacity`, `pgbouncer`.
     ///
     /// `sslmode` defaults to `verify-full` where there is a CA file, else to `prefer`; as in libpq,
     /// `require` with a CA file means `verify-ca`.
@@ -108,6 +111,7 @@ impl fmt::Debug for DatabaseConfig {
             .field("ssl_mode", &self.ssl_mode)
             .field("tls", &self.tls)
             .field("pgbouncer", &self.pgbouncer)
+            .field("rules", &self.rules)
             .field("tuning", &self.tuning)
             .finish_non_exhaustive()
     }
@@ -121,6 +125,8 @@ pub struct DatabaseConfigBuilder {
     url: Option<SecretString>,
     files: TlsFiles,
     application_name: Option<String>,
+    attrs: Option<TargetSessionAttrs>,
+    read_from: ReadFrom,
     tuning: Tuning,
     credentials: Option<Arc<dyn CredentialProvider>>,
     runtime: Option<Handle>,
@@ -166,6 +172,9 @@ setters! { DatabaseConfigBuilder:
     /// How long a connection may lie idle and be lent without being asked whether it still works.
     /// Above 0, up to a day; default 30 s.
     test_after: Duration => tuning.test_after;
+    /// How far a replica may lag behind for [`read_from`](Self::read_from) to use it, as far as looks at the
+    /// servers, a second apart, can tell. Above 0, up to a day; default 10 s.
+    max_replica_lag: Duration => tuning.max_replica_lag;
 }
 
 impl DatabaseConfigBuilder {
@@ -175,6 +184,8 @@ impl DatabaseConfigBuilder {
             url: None,
             files: TlsFiles::default(),
             application_name: None,
+            attrs: None,
+            read_from: ReadFrom::default(),
             tuning: Tuning::default(),
             credentials: None,
             runtime: None,
@@ -225,6 +236,18 @@ impl DatabaseConfigBuilder {
         Self { pgbouncer: Some(pgbouncer), ..self }
     }
 
+    /// Which servers take connections, in libpq's words; over that of the URL. Default `any` for one host,
+    /// `read-write` for several: who lists a cluster's members means its primary.
+    pub fn target_session_attrs(self, attrs: TargetSessionAttrs) -> Self {
+        Self { attrs: Some(attrs), ..self }
+    }
+
+    /// Where reads go, where there are several hosts. Default [`ReadFrom::Primary`]: what was written is read
+    /// at once, and a second copy of every idle connection is not needed.
+    pub fn read_from(self, read_from: ReadFrom) -> Self {
+        Self { read_from, ..self }
+    }
+
     /// The runtime on which connections are opened and background tasks run, so that they outlive the
     /// runtime of whoever uses the manager first. Default: the current one at each use.
     pub fn runtime(self, runtime: Handle) -> Self {
@@ -260,6 +283,8 @@ impl DatabaseConfigBuilder {
                 Err(_) => settings.wrong("pgbouncer", Held::Text(text), "true or false"),
             }
         }
+        builder.attrs = word(&mut settings, "target_session_attrs", TargetSessionAttrs::WORDS);
+        builder.read_from = word(&mut settings, "read_from", ReadFrom::WORDS).unwrap_or_default();
         settings.read_into(builder.tuning.quantities());
         builder.validate(settings.into_problems())
     }
@@ -293,6 +318,11 @@ impl DatabaseConfigBuilder {
             application_name: self.application_name.or(target.application_name),
             statement_cache: target.statement_cache,
             options: target.options,
+            rules: Rules {
+                attrs: self.attrs.or(target.attrs),
+                read_from: self.read_from,
+                max_replica_lag: self.tuning.max_replica_lag,
+            },
             tuning: self.tuning,
             runtime: self.runtime,
             pgbouncer,
@@ -305,6 +335,16 @@ impl fmt::Debug for DatabaseConfigBuilder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("DatabaseConfigBuilder").field("name", &self.name).finish_non_exhaustive()
     }
+}
+
+/// A setting that is one of a few words.
+fn word<T: FromStr>(settings: &mut Settings, key: &str, allowed: &str) -> Option<T> {
+    let text = settings.text(key)?;
+    let parsed = text.parse().ok();
+    if parsed.is_none() {
+        settings.wrong(key, Held::Text(text), allowed);
+    }
+    parsed
 }
 
 /// What the URL says.
@@ -374,6 +414,9 @@ mod tests {
             ("DATABASE_LEAK_THRESHOLD", "1.5"),
             ("DATABASE_APPLICATION_NAME", "shop"),
             ("DATABASE_PGBOUNCER", "true"),
+            ("DATABASE_TARGET_SESSION_ATTRS", "primary"),
+            ("DATABASE_READ_FROM", "prefer-replica"),
+            ("DATABASE_MAX_REPLICA_LAG", "3"),
         ])
         .unwrap();
         let seconds = Duration::from_secs;
@@ -398,6 +441,9 @@ mod tests {
             .leak_threshold(Duration::from_millis(1500))
             .application_name("shop")
             .pgbouncer(true)
+            .target_session_attrs(TargetSessionAttrs::Primary)
+            .read_from(ReadFrom::PreferReplica)
+            .max_replica_lag(seconds(3))
             .build()
             .unwrap();
         assert_eq!(format!("{by_env:?}"), format!("{by_builder:?}"));

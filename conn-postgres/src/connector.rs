@@ -1,6 +1,5 @@
 //! Opens connections: one host after the other, each within its share of the time.
 
-use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,6 +16,8 @@ use crate::defaults::SHORTEST_FAIR_ATTEMPT;
 use crate::endpoints::{Endpoints, Origin};
 use crate::error::{Error, Unreachable};
 use crate::greeting::Greeting;
+use crate::role::{Misfit, Role, TargetSessionAttrs};
+use crate::topology::Topology;
 use crate::track::silence;
 
 /// How much later than our own timeout the server gives up on a statement: nobody waits for it any
@@ -30,6 +31,8 @@ pub(crate) struct Connector {
     template: PgConnectOptions,
     ssl_mode: PgSslMode,
     pub(crate) connect_timeout: Duration,
+    /// How long to wait for a primary where there is none.
+    pub(crate) patience: Duration,
     runtime: Option<Handle>,
     /// Whether a backend serves no connection of ours for longer than a transaction: by the time that it is to be
     /// cancelled by its process id, it may serve a stranger.
@@ -54,6 +57,7 @@ impl Connector {
             template: template(config),
             ssl_mode: config.ssl_mode,
             connect_timeout: config.tuning.connect_timeout,
+            patience: config.tuning.acquire_timeout,
             runtime: config.runtime.clone(),
             is_behind_pgbouncer: config.pgbouncer,
         }
@@ -61,8 +65,8 @@ impl Connector {
 
     /// The endpoints that the URL names.
     pub(crate) fn hosts(config: &DatabaseConfig) -> Endpoints {
-        let endpoints = config.hosts.iter().cloned().map(Endpoint::new).collect();
-        Endpoints::fixed(endpoints, config.runtime.clone())
+        let hosts = config.hosts.iter().cloned().map(Endpoint::new).collect();
+        Endpoints::fixed(hosts, config.rules, config.runtime.clone())
     }
 
     /// The runtime on which to open connections and to run tasks, if there is one.
@@ -87,31 +91,76 @@ impl Connector {
         deadline: Deadline,
         statement_timeout: Option<Duration>,
     ) -> Result<Opened, Error> {
+        self.endpoints.refresh();
+        if self.topology().leads_writers() {
+            // Boxed: every future that may have to connect would carry it.
+            return Box::pin(self.open_to_primary(deadline, statement_timeout)).await;
+        }
+        self.open_to_one_of(&self.endpoints.candidates(), deadline, statement_timeout).await
+    }
+
+    /// A connection to `origin`, whatever its role, by `deadline`.
+    pub(crate) async fn open_at(
+        &self,
+        origin: &Arc<Origin>,
+        deadline: Deadline,
+    ) -> Result<Opened, Error> {
+        let host = [Arc::clone(origin)];
+        self.open_renewing(&host, TargetSessionAttrs::Any, deadline, None).await
+    }
+
+    /// A connection to `origin` beside the pool, under what the others were opened under, by `deadline`.
+    pub(crate) async fn open_beside(
+        &self,
+        origin: &Origin,
+        deadline: Deadline,
+    ) -> Result<PgConnection, Error> {
+        let pass = match self.access.pass() {
+            Some(pass) => pass,
+            None => self.access.first_pass(deadline).await?,
+        };
+        let (raw, _) = self.open_to(origin, &pass, deadline.remaining(), None).await?;
+        Ok(raw)
+    }
+
+    /// What is known of the hosts' roles.
+    pub(crate) fn topology(&self) -> &Arc<Topology> {
+        &self.endpoints.topology
+    }
+
+    /// A connection to the first of `hosts` that gives one and has the role that is wanted.
+    pub(crate) async fn open_to_one_of(
+        &self,
+        hosts: &[Arc<Origin>],
+        deadline: Deadline,
+        statement_timeout: Option<Duration>,
+    ) -> Result<Opened, Error> {
+        self.open_renewing(hosts, self.topology().attrs(), deadline, statement_timeout).await
+    }
+
+    async fn open_renewing(
+        &self,
+        hosts: &[Arc<Origin>],
+        attrs: TargetSessionAttrs,
+        deadline: Deadline,
+        statement_timeout: Option<Duration>,
+    ) -> Result<Opened, Error> {
         let mut pass = match self.access.pass() {
             Some(pass) => pass,
             None => Box::pin(self.access.first_pass(self.patience(deadline))).await?,
         };
         let mut suspects = Watched::ALL.to_vec();
         loop {
-            let error = match self.open_under(&pass, deadline, statement_timeout).await {
-                Ok(opened) => return Ok(opened),
-                Err(error) => error,
-            };
+            let error =
+                match self.open_under(&pass, hosts, attrs, deadline, statement_timeout).await {
+                    Ok(opened) => return Ok(opened),
+                    Err(error) => error,
+                };
             match Box::pin(self.renew(&pass, &error, &mut suspects, deadline)).await {
                 Some(renewed) => pass = renewed,
                 None => return Err(error),
             }
         }
-    }
-
-    /// A connection to `origin`, beside the pool, under what the others were opened under.
-    pub(crate) async fn open_beside(&self, origin: &Origin) -> Result<PgConnection, Error> {
-        let limit = self.connect_timeout;
-        let pass = match self.access.pass() {
-            Some(pass) => pass,
-            None => self.access.first_pass(Deadline::within(limit)).await?,
-        };
-        Ok(self.open_to(origin, &pass, limit, None).await?.0)
     }
 
     /// Whether and how often to look for changes of what connections are opened under.
@@ -199,49 +248,60 @@ impl Connector {
     async fn open_under(
         &self,
         pass: &Pass,
+        hosts: &[Arc<Origin>],
+        attrs: TargetSessionAttrs,
         deadline: Deadline,
         statement_timeout: Option<Duration>,
     ) -> Result<Opened, Error> {
-        self.endpoints.refresh();
-        let candidates = self.endpoints.candidates();
-        let mut failed = None;
-        for (tried, origin) in candidates.iter().enumerate() {
-            let limit = self.share(deadline, candidates.len() - tried);
-            let (epoch, standstill) = (origin.epoch(), Standstill::watch());
-            match self.open_to(origin, pass, limit, statement_timeout).await {
-                Ok((raw, greeting)) => {
-                    origin.demote(false);
-                    // One under what has changed meanwhile is of the past from the beginning.
-                    let epoch = match self.access.is_current(pass) {
-                        true => epoch,
-                        false => epoch.wrapping_sub(1),
-                    };
-                    return Ok(Opened {
-                        raw,
-                        greeting,
-                        origin: Arc::clone(origin),
-                        epoch,
-                        behind_pgbouncer: self.is_behind_pgbouncer,
-                    });
-                }
-                Err(error) => {
-                    tracing::debug!(target: "shared_external::postgres", endpoint = %origin.label, %error, "cannot connect");
-                    let at_fault = blames_the_service(&error);
-                    failed = Some(error);
-                    if !at_fault {
-                        // Who is refused by name is refused everywhere.
-                        break;
+        let mut passed: Option<Unreachable> = None;
+        let mut hosts = hosts.to_vec();
+        for attrs in attrs.passes() {
+            let mut misfits = Vec::new();
+            for (tried, origin) in hosts.iter().enumerate() {
+                let limit = self.share(deadline, hosts.len() - tried);
+                let (epoch, standstill) = (origin.epoch(), Standstill::watch());
+                let error = match self.open_to(origin, pass, limit, statement_timeout).await {
+                    Ok((raw, greeting)) if attrs.fits(Role::from(&greeting)) => {
+                        origin.demote(false);
+                        // One under what has changed meanwhile is of the past from the beginning.
+                        let epoch = match self.access.is_current(pass) {
+                            true => epoch,
+                            false => epoch.wrapping_sub(1),
+                        };
+                        return Ok(Opened {
+                            raw,
+                            greeting,
+                            origin: Arc::clone(origin),
+                            epoch,
+                            behind_pgbouncer: self.is_behind_pgbouncer,
+                        });
                     }
-                    if limit >= SHORTEST_FAIR_ATTEMPT && !standstill.excuses() {
+                    Ok((raw, greeting)) => {
+                        let _ = raw.close().await;
                         origin.demote(true);
+                        misfits.push(Arc::clone(origin));
+                        let misfit = Misfit::Role { role: Role::from(&greeting), attrs: *attrs };
+                        Unreachable::new(Arc::clone(&origin.label), misfit.into()).into()
                     }
+                    Err(error) => error,
+                };
+                tracing::debug!(target: "shared_external::postgres", endpoint = %origin.label, %error, "cannot connect");
+                let at_fault = blames_the_service(&error);
+                match error {
+                    Error::Unreachable(error) => passed = Some(error.after(passed.take())),
+                    other => return Err(other),
+                }
+                if !at_fault {
+                    // Who is refused by name is refused everywhere.
+                    return Err(passed.map_or_else(|| Unreachable::nowhere().into(), Error::from));
+                }
+                if limit >= SHORTEST_FAIR_ATTEMPT && !standstill.excuses() {
+                    origin.demote(true);
                 }
             }
+            hosts = misfits;
         }
-        Err(failed.unwrap_or_else(|| {
-            let nowhere = io::Error::new(io::ErrorKind::NotFound, "there are no endpoints");
-            Unreachable::new("any endpoint", nowhere.into()).into()
-        }))
+        Err(passed.unwrap_or_else(Unreachable::nowhere).into())
     }
 
     async fn open_to(

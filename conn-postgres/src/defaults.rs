@@ -64,6 +64,9 @@ pub const LISTEN_PING_LIMIT: Duration = Duration::from_secs(5);
 pub const LISTEN_FIRST_WAIT: Duration = Duration::from_millis(100);
 /// The longest wait after failures. 10 s.
 pub const LISTEN_LONGEST_WAIT: Duration = Duration::from_secs(10);
+/// How far a replica may lag behind and be read from. Default 10 s: ten looks at the servers, so that one look
+/// that comes late rules out no sound replica; far above the lag of one that keeps up, far below a user's patience.
+pub const MAX_REPLICA_LAG: Duration = Duration::from_secs(10);
 
 /// How often certificate files are looked at, ± 10 %. 10 s: whoever renews them does so long before the old ones end.
 pub const TLS_FILES_PERIOD: Duration = Duration::from_secs(10);
@@ -101,6 +104,7 @@ mod tests {
         assert_eq!(seconds(&[LISTEN_PING_AFTER, LISTEN_PING_LIMIT]), [5.0, 5.0]);
         assert_eq!(seconds(&[LISTEN_FIRST_WAIT, LISTEN_LONGEST_WAIT]), [0.1, 10.0]);
         assert_eq!(TLS_FILES_PERIOD, Duration::from_secs(10));
+        assert_eq!(MAX_REPLICA_LAG, Duration::from_secs(10));
         assert_eq!((seconds(&[TEST_AFTER]), LEAK_THRESHOLD), (vec![30.0], None));
         assert_eq!(SHORTEST_FAIR_ATTEMPT, Duration::from_millis(10));
         assert!((LIFETIME_JITTER - 0.1).abs() < f64::EPSILON);

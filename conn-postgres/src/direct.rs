@@ -21,6 +21,7 @@ use crate::pgbouncer::Run;
 
 impl DatabaseManager {
     /// Runs one statement. Only what failed before it was sent is tried again: sqlx's arguments are used up then.
+    /// With several hosts there is a copy, for what a host that was lost or takes no writes has not executed.
     async fn direct<T: Send>(self, query: Query, run: Run<T>) -> Result<T, sqlx::Error> {
         let (pool, query) = (&self.pool, &Mutex::new(Some(query)));
         let take = || query.lock().unwrap_or_else(PoisonError::into_inner).take();
@@ -29,15 +30,28 @@ impl DatabaseManager {
             verdict if is_sent() => Verdict { replay: Replay::Never, ..verdict },
             verdict => verdict,
         };
-        let operation = |attempt: Attempt| async move {
-            let in_all = attempt.deadline.remaining();
-            let conn = pool.acquire(attempt.deadline, CallSite::Operation("query")).await?;
-            let query = take().expect("an attempt that took it is the last");
-            let work = async |mut conn: Conn| {
-                let result = conn.run(query, run).await;
-                result.map_err(|error| conn.track.explain(error))
-            };
-            conn.fairly(in_all, attempt.deadline, work).await
+        let put_back = |spare| *query.lock().unwrap_or_else(PoisonError::into_inner) = spare;
+        let operation = |attempt: Attempt| {
+            let mut repeats = self.repeats(false);
+            async move {
+                loop {
+                    let in_all = attempt.deadline.remaining();
+                    let conn = pool.acquire(attempt.deadline, CallSite::Operation("query")).await?;
+                    let query = take().expect("an attempt that took it is the last");
+                    // Only where there is another host to begin again at.
+                    let spare = repeats.are_possible().then(|| query.spare()).flatten();
+                    let work = async |mut conn: Conn| {
+                        let result = conn.run(query, run).await;
+                        result.map_err(|error| conn.track.explain(error))
+                    };
+                    let result = conn.fairly(in_all, attempt.deadline, work).await;
+                    let Err(mut error) = result else { return result };
+                    if !repeats.may_follow(&mut error) || spare.is_none() {
+                        return Err(error);
+                    }
+                    put_back(spare);
+                }
+            }
         };
         let call = Call::write().named("query");
         let result = self.pipeline.run(call, &classifier, operation).await;

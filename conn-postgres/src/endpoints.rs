@@ -1,13 +1,15 @@
 //! Where to connect: the addresses of the URL or of a watched set, best first, and what was seen of each.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use resilience_core::{Endpoint, EndpointSet, Role, WatchedEndpoints};
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 
 use crate::look::Look;
+use crate::role::Rules;
+use crate::topology::Topology;
 
 /// One address, and what was seen of it. Connections hold the origin they came from.
 #[derive(Debug)]
@@ -23,11 +25,18 @@ pub(crate) struct Origin {
     demoted: AtomicBool,
     /// It is no longer among the endpoints.
     retired: AtomicBool,
+    /// Hears of each loss.
+    topology: Weak<Topology>,
 }
 
 impl Origin {
-    fn new(endpoint: Endpoint, runtime: Option<Handle>) -> Self {
+    pub(crate) fn new(
+        endpoint: Endpoint,
+        topology: Weak<Topology>,
+        runtime: Option<Handle>,
+    ) -> Self {
         Self {
+            topology,
             label: endpoint.address.to_string().into(),
             look: Look::at(&endpoint.address, runtime),
             endpoint,
@@ -55,7 +64,15 @@ impl Origin {
     pub(crate) fn lost(&self, epoch: u64) {
         if self.epoch.fetch_max(epoch + 1, Ordering::AcqRel) <= epoch {
             tracing::debug!(target: "shared_external::postgres", endpoint = %self.label, "connection lost; those opened before it are not used again");
+            if let Some(topology) = self.topology.upgrade() {
+                topology.alarm(self);
+            }
         }
+    }
+
+    /// Makes all connections opened until now suspect: it is not what it was when they were.
+    pub(crate) fn condemn(&self) {
+        self.epoch.fetch_add(1, Ordering::AcqRel);
     }
 
     pub(crate) fn demote(&self, demoted: bool) {
@@ -72,20 +89,31 @@ pub(crate) struct Endpoints {
     known: Mutex<Vec<Arc<Origin>>>,
     /// From where to look at them.
     runtime: Option<Handle>,
+    /// What is known of their roles.
+    pub(crate) topology: Arc<Topology>,
 }
 
 impl Endpoints {
     /// These, for ever.
-    pub(crate) fn fixed(endpoints: Vec<Endpoint>, runtime: Option<Handle>) -> Self {
+    pub(crate) fn fixed(endpoints: Vec<Endpoint>, rules: Rules, runtime: Option<Handle>) -> Self {
         // The receiver goes on showing the last value without its sender.
         let (_, receiver) = watch::channel(EndpointSet::fixed(endpoints));
-        Self::watched(receiver, runtime)
+        Self::watched(receiver, rules, runtime)
     }
 
     /// Those of a set that changes.
-    pub(crate) fn watched(watched: WatchedEndpoints, runtime: Option<Handle>) -> Self {
-        let (seen, known) = (AtomicU64::new(0), Mutex::default());
-        let endpoints = Self { watched, seen, known, runtime };
+    pub(crate) fn watched(
+        watched: WatchedEndpoints,
+        rules: Rules,
+        runtime: Option<Handle>,
+    ) -> Self {
+        let endpoints = Self {
+            watched,
+            seen: AtomicU64::new(0),
+            known: Mutex::default(),
+            runtime,
+            topology: Arc::new(Topology::new(rules)),
+        };
         endpoints.learn();
         endpoints
     }
@@ -97,6 +125,16 @@ impl Endpoints {
             self.learn();
         }
         changed
+    }
+
+    /// The set, to wait for its changes.
+    pub(crate) fn subscribe(&self) -> WatchedEndpoints {
+        self.watched.clone()
+    }
+
+    /// All of them, in the set's order.
+    pub(crate) fn all(&self) -> Vec<Arc<Origin>> {
+        self.lock().clone()
     }
 
     /// Those to try, best first: the set's order, but a replica after a primary, and last whatever
@@ -112,7 +150,7 @@ impl Endpoints {
     /// Makes every connection suspect that was opened until now: who we are to the server has changed.
     pub(crate) fn retire_connections(&self) {
         for origin in self.lock().iter() {
-            origin.epoch.fetch_add(1, Ordering::AcqRel);
+            origin.condemn();
         }
     }
 
@@ -130,7 +168,10 @@ impl Endpoints {
                 };
                 match known.iter().find(same) {
                     Some(origin) => Arc::clone(origin),
-                    None => Arc::new(Origin::new(endpoint.clone(), self.runtime.clone())),
+                    None => {
+                        let topology = Arc::downgrade(&self.topology);
+                        Arc::new(Origin::new(endpoint.clone(), topology, self.runtime.clone()))
+                    }
                 }
             })
             .collect();
@@ -147,6 +188,7 @@ impl Endpoints {
             endpoints = ?next.iter().map(|origin| &*origin.label).collect::<Vec<_>>(),
             "endpoints",
         );
+        self.topology.follow(&next);
         *known = next;
         self.seen.store(set.generation, Ordering::Release);
     }
@@ -158,9 +200,18 @@ impl Endpoints {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use resilience_core::Address;
 
     use super::*;
+    use crate::role::ReadFrom;
+
+    const RULES: Rules = Rules {
+        attrs: None,
+        read_from: ReadFrom::Primary,
+        max_replica_lag: Duration::from_secs(10),
+    };
 
     fn endpoint(port: u16) -> Endpoint {
         Endpoint::new(Address::new("db", port))
@@ -173,7 +224,7 @@ mod tests {
 
     #[test]
     fn what_failed_is_tried_last() {
-        let endpoints = Endpoints::fixed(vec![endpoint(1), endpoint(2)], None);
+        let endpoints = Endpoints::fixed(vec![endpoint(1), endpoint(2)], RULES, None);
         assert_eq!(ports(&endpoints), [1, 2]);
         endpoints.candidates()[0].demote(true);
         assert_eq!(ports(&endpoints), [2, 1]);
@@ -181,7 +232,7 @@ mod tests {
 
     #[test]
     fn a_loss_condemns_what_was_opened_before_it_and_nothing_later() {
-        let origin = Origin::new(endpoint(1), None);
+        let origin = Origin::new(endpoint(1), Weak::new(), None);
         let before = origin.epoch();
         origin.lost(before);
         assert!(!origin.is_current(before) && origin.is_current(origin.epoch()));
@@ -193,7 +244,7 @@ mod tests {
     #[test]
     fn an_endpoint_that_leaves_the_set_is_retired_and_one_that_stays_is_kept() {
         let (sender, receiver) = watch::channel(EndpointSet::fixed(vec![endpoint(1), endpoint(2)]));
-        let endpoints = Endpoints::watched(receiver, None);
+        let endpoints = Endpoints::watched(receiver, RULES, None);
         let before = endpoints.candidates();
         assert!(!endpoints.refresh());
         sender.send_modify(|set| {

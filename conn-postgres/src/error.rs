@@ -204,19 +204,42 @@ pub struct Exhausted {
 
 /// No connection could be opened.
 #[derive(Clone, Debug, thiserror::Error)]
-#[error("cannot connect to {endpoint}: {}{}", Cause(.error), Cure(.error))]
+#[error("cannot connect to {endpoint}: {}{}{}", Cause(.error), Cure(.error), Passed(.passed))]
 #[non_exhaustive]
 pub struct Unreachable {
     /// The last address that was tried.
     pub endpoint: Arc<str>,
     /// Why that failed.
     pub error: Arc<sqlx::Error>,
+    /// The addresses that were tried before it, and why they failed.
+    pub(crate) passed: Vec<(Arc<str>, Arc<sqlx::Error>)>,
     pub(crate) spent: bool,
 }
 
 impl Unreachable {
     pub(crate) fn new(endpoint: impl Into<Arc<str>>, error: sqlx::Error) -> Self {
-        Self { endpoint: endpoint.into(), error: Arc::new(error), spent: false }
+        Self::shared(endpoint.into(), Arc::new(error))
+    }
+
+    pub(crate) fn shared(endpoint: Arc<str>, error: Arc<sqlx::Error>) -> Self {
+        Self { endpoint, error, passed: Vec::new(), spent: false }
+    }
+
+    /// There is nowhere to connect to.
+    pub(crate) fn nowhere() -> Self {
+        let nowhere = io::Error::new(io::ErrorKind::NotFound, "there are no endpoints");
+        Self::new("any endpoint", nowhere.into())
+    }
+
+    /// The same, after `earlier` had failed.
+    pub(crate) fn after(mut self, earlier: Option<Self>) -> Self {
+        if let Some(Self { endpoint, error, mut passed, .. }) = earlier {
+            // One that was asked twice is told once.
+            passed.push((endpoint, error));
+            passed.retain(|(endpoint, _)| *endpoint != self.endpoint);
+            self.passed = passed;
+        }
+        self
     }
 }
 
@@ -290,10 +313,23 @@ impl fmt::Display for Longest<'_> {
     }
 }
 
+/// The part of a sentence that tells of the hosts that were tried before.
+struct Passed<'a>(&'a [(Arc<str>, Arc<sqlx::Error>)]);
+
+impl fmt::Display for Passed<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (endpoint, error) in self.0 {
+            write!(f, "; before that to {endpoint}: {}", Cause(error))?;
+        }
+        Ok(())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::holders::CallSite;
+    use crate::role::{Misfit, Role, TargetSessionAttrs};
 
     #[test]
     fn our_own_errors_survive_the_way_through_sqlx() {
@@ -333,5 +369,20 @@ mod tests {
         let refused = io::Error::from(io::ErrorKind::ConnectionRefused);
         let error = Error::from(Unreachable::new("db:5432", refused.into()));
         assert_eq!(error.to_string(), "cannot connect to db:5432: connection refused");
+    }
+
+    #[test]
+    fn of_several_hosts_each_is_named_once_with_why_it_was_passed_over() {
+        let role = Role { is_standby: true, is_read_only: false };
+        let misfit = Misfit::Role { role, attrs: TargetSessionAttrs::ReadWrite };
+        let refused = || sqlx::Error::from(io::Error::from(io::ErrorKind::ConnectionRefused));
+        let first = Unreachable::new("a:1", refused());
+        let second = Unreachable::new("b:2", misfit.into()).after(Some(first));
+        let again = Unreachable::new("a:1", refused()).after(Some(second));
+        assert_eq!(
+            again.to_string(),
+            "cannot connect to a:1: connection refused; \
+             before that to b:2: it is a standby, and target_session_attrs is read-write"
+        );
     }
 }

@@ -44,6 +44,13 @@ impl Query {
         Self { sql, arguments: Ok(None), prepared: None, persistent: false }
     }
 
+    /// The same once more, unless its arguments could not be encoded.
+    pub(crate) fn spare(&self) -> Option<Self> {
+        let arguments = Ok(self.arguments.as_ref().ok()?.clone());
+        let (sql, prepared) = (self.sql.clone(), self.prepared.clone());
+        Some(Self { sql, arguments, prepared, persistent: self.persistent })
+    }
+
     pub(crate) fn text(&self) -> &str {
         self.sql.as_str()
     }

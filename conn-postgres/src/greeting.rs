@@ -10,6 +10,10 @@ pub(crate) struct Greeting {
     /// When that process began, in microseconds: tells it from a later one with the same number. `None` where
     /// the server does not say.
     pub(crate) since: Option<i64>,
+    /// The server is in recovery.
+    pub(crate) is_standby: bool,
+    /// A transaction that does not say otherwise may not write.
+    pub(crate) is_read_only: bool,
 }
 
 impl Greeting {
@@ -36,6 +40,11 @@ impl Greeting {
         let watch = if is_ours { Self::WATCH } else { "" };
         let sql = AssertSqlSafe(format!("{}{watch}", Self::SQL));
         let row = connection.fetch_one(sqlx::raw_sql(sql)).await?;
-        Ok(Self { backend: row.try_get(0)?, since: row.try_get(3)? })
+        Ok(Self {
+            backend: row.try_get(0)?,
+            is_standby: row.try_get(1)?,
+            is_read_only: row.try_get(2)?,
+            since: row.try_get(3)?,
+        })
     }
 }

@@ -34,6 +34,10 @@ impl DatabaseManager {
     }
 
     async fn look(&self, deadline: Deadline) -> Result<(), Error> {
+        if let Some(why) = self.pool.connector.topology().without_primary() {
+            // A call would wait for one; how it is now is known.
+            return Err(why.into());
+        }
         let Some(mut conn) = self.pool.try_acquire(deadline, TAKEN).await? else {
             return self.look_beside_the_pool(deadline).await;
         };
@@ -51,6 +55,7 @@ impl DatabaseManager {
     }
 
     async fn look_beside_the_pool(&self, deadline: Deadline) -> Result<(), Error> {
+        self.pool.ensure_scout();
         let opened = self.pool.connector.open(deadline).await?;
         let mut session = Session::new(opened, deadline.instant());
         (&mut session).execute(PING).await?;
@@ -89,8 +94,10 @@ impl HealthCheck for DatabaseManager {
     }
 
     fn backend(&self) -> Option<Backend> {
-        let first = self.pool.connector.endpoints.candidates().into_iter().next();
-        let address = first.as_ref().map(|origin| &origin.endpoint.address);
+        let connector = &self.pool.connector;
+        let first = || connector.endpoints.candidates().into_iter().next();
+        let serving = connector.topology().primary().or_else(first);
+        let address = serving.as_ref().map(|origin| &origin.endpoint.address);
         Some(Backend {
             system: "postgresql",
             address: address.map(|address| address.host().to_owned().into()),

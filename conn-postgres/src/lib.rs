@@ -69,6 +69,37 @@
 //! - what changes the session (`SET`, advisory locks, temporary tables) reaches whoever comes next at the server:
 //!   use `SET LOCAL` and `pg_advisory_xact_lock`.
 //!
+//! # Several hosts
+//!
+//! `postgresql://app:secret@one,two,three/app` names the members of a cluster. Connections go to its primary
+//! ([`TargetSessionAttrs`] says so, or otherwise), and reads to its replicas if [`ReadFrom`] says so. The manager
+//! looks at each host over a connection of its own, once a second, and every 15 ms from the first sign of trouble
+//! until there is a primary. Of two that claim to be it, the one with the higher timeline is; the connections to
+//! the other are closed, those that are lent as they come back. A process that runs remembers the highest timeline:
+//! one that shall use a cluster that was made anew under the same addresses has to be started again.
+//!
+//! While there is no primary, what needs one waits for it, holding its place in the pool, for up to
+//! `acquire_timeout`; then the error names each host and why it will not do. What was under way when a host was lost
+//! is begun again at once, on another connection, if it is proven not to have been executed, or is a read or
+//! marked as idempotent. The loss of one host counts for nothing in the breaker; that no other is found in time does. When
+//! the primary is another than before, an open circuit is closed: what failed was another server. An autocommitted
+//! write that was cut off is an error, as ever: nobody knows whether it took effect.
+//!
+//! ## A planned switchover
+//!
+//! Fails nothing that goes through the closures or through `&db`, if the old primary is made read-only before it is stopped:
+//!
+//! 1. On the primary, `ALTER SYSTEM SET default_transaction_read_only = on; SELECT pg_reload_conf();`. From now on a
+//!    write is refused before it has done anything (25006), which makes it wait for the next primary.
+//! 2. Wait until nothing is under way there: `SELECT count(*) FROM pg_stat_activity WHERE backend_type =
+//!    'client backend' AND state <> 'idle' AND pid <> pg_backend_pid()` is 0. A session in a transaction of before may still write.
+//! 3. Stop it with `pg_ctl stop --mode fast`, which hands all that was written to its standbys.
+//! 4. Promote the standby. All that waited goes on within a look, and the time to connect.
+//! 5. On the old one, which becomes a standby of the new: `ALTER SYSTEM RESET default_transaction_read_only`.
+//!
+//! Set `acquire_timeout` above the time from the first step to the fourth. It needs `target_session_attrs=read-write`, the default for several hosts. What was taken by
+//! [`DatabaseManager::acquire`] or [`DatabaseManager::begin`], and a stream of `&db`, is not begun again: only its owner knows how.
+//!
 //! # What is read from elsewhere
 //!
 //! sqlx reads `PGSSLROOTCERT`, `PGSSLCERT`, `PGSSLKEY`, `PGOPTIONS` and `PGUSER` where neither the URL nor our
@@ -95,12 +126,18 @@ mod look;
 mod manager;
 mod pgbouncer;
 mod pool;
+mod primary;
+mod reads;
+mod role;
+mod scout;
 mod session;
 mod statement;
+mod topology;
 mod track;
 mod tuning;
 mod tx;
 mod url;
+mod wal;
 
 pub use resilience_core::settings::ConfigError;
 
@@ -111,5 +148,7 @@ pub use error::{Error, Exhausted, SqlError, Unreachable};
 pub use holders::{CallSite, Holder};
 pub use listen::{Heard, Listener};
 pub use manager::DatabaseManager;
+pub use role::{ReadFrom, TargetSessionAttrs, UnknownWord};
 pub use session::Session;
 pub use tx::Tx;
+pub use wal::{WalPosition, WalPositionError};

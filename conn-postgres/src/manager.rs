@@ -23,11 +23,13 @@ use crate::endpoints::Endpoints;
 use crate::error::Error;
 use crate::holders::CallSite;
 use crate::pgbouncer::refusal;
-use crate::pool::Pool;
+use crate::pool::{Pool, Want};
+use crate::primary::Repeats;
 use crate::session::Session;
 use crate::track::{Report, silence};
 use crate::tuning::Tuning;
 use crate::tx::{Home, Tx};
+use crate::wal::WalPosition;
 
 /// Access to one database: a pool, and the breaker, retries and deadlines in front of it. Cheap to clone.
 ///
@@ -79,7 +81,7 @@ impl DatabaseManager {
         config: DatabaseConfig,
         endpoints: WatchedEndpoints,
     ) -> Result<Self, ConfigError> {
-        let endpoints = Endpoints::watched(endpoints, config.runtime.clone());
+        let endpoints = Endpoints::watched(endpoints, config.rules, config.runtime.clone());
         Ok(Self::build(&config, endpoints))
     }
 
@@ -89,12 +91,10 @@ impl DatabaseManager {
             // An `Err` means that another thread was first.
             let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
         }
-        let pool = Pool::new(config, Connector::new(config, endpoints));
-        Self {
-            pool,
-            pipeline: pipeline(config),
-            attempt_timeout: config.tuning.resilience.attempt_timeout,
-        }
+        let pipeline = pipeline(config);
+        let breaker = pipeline.breaker().expect("the pipeline is built with one");
+        let pool = Pool::new(config, Connector::new(config, endpoints), breaker.clone());
+        Self { pool, pipeline, attempt_timeout: config.tuning.resilience.attempt_timeout }
     }
 
     /// Runs `f`, which changes nothing, and repeats it where that may help.
@@ -112,7 +112,7 @@ impl DatabaseManager {
         F: Fn(Conn) -> Fut,
         Fut: Future<Output = Result<T, Error>> + Send,
     {
-        self.call(Call::read(), f)
+        self.run(Call::read(), Want::Replica(WalPosition::default()), CallSite::here(), f)
     }
 
     /// Runs `f`, which changes something, and repeats it only where it is proven not to have taken effect.
@@ -173,12 +173,7 @@ impl DatabaseManager {
         F: Fn(Conn) -> Fut,
         Fut: Future<Output = Result<T, Error>> + Send,
     {
-        let taken = CallSite::here();
-        async move {
-            let (f, stale) = (&f, &AtomicBool::new(false));
-            let operation = |attempt| Box::pin(self.attempt(attempt, taken, f, stale));
-            self.pipeline.run(call, &PgClassifier, operation).await
-        }
+        self.run(call, Want::Primary, CallSite::here(), f)
     }
 
     /// [`read`](Self::read), and when the database cannot be had, `fallback`: each has half of the time.
@@ -202,10 +197,11 @@ impl DatabaseManager {
         Alt: Future<Output = Result<T, AltErr>>,
         AltErr: From<CallError<Error>>,
     {
-        let taken = CallSite::here();
+        let want = Want::Replica(WalPosition::default());
+        let task = Task { want, idempotent: true, taken: CallSite::here() };
         async move {
             let (f, stale) = (&f, &AtomicBool::new(false));
-            let operation = |attempt| Box::pin(self.attempt(attempt, taken, f, stale));
+            let operation = |attempt| Box::pin(self.attempt(attempt, task, f, stale));
             self.pipeline.run_or(Call::read(), &PgClassifier, operation, fallback).await
         }
     }
@@ -239,7 +235,7 @@ impl DatabaseManager {
         F: Fn(Tx<'static>) -> Fut,
         Fut: Future<Output = Result<T, Error>> + Send,
     {
-        let taken = CallSite::here();
+        let task = Task { want: Want::Primary, idempotent: false, taken: CallSite::here() };
         async move {
             let f = &f;
             let body = move |mut conn: Conn| async move {
@@ -259,7 +255,7 @@ impl DatabaseManager {
                 }
             };
             let (body, stale) = (&body, &AtomicBool::new(false));
-            let operation = |attempt| Box::pin(self.attempt(attempt, taken, body, stale));
+            let operation = |attempt| Box::pin(self.attempt(attempt, task, body, stale));
             self.pipeline.run(Call::write().named("transaction"), &PgClassifier, operation).await
         }
     }
@@ -325,6 +321,7 @@ impl DatabaseManager {
         }
         let mut place = self.pool.place(deadline).await?;
         let limit = deadline.remaining();
+        self.pool.ensure_scout();
         let mut raw = self.pool.connector.open_with(deadline, Some(limit)).await?.raw;
         place.hold(Instant::now(), CallSite::Operation("migrate"));
         match timeout_at(deadline.instant(), migrator.run_direct(None, &mut raw, false)).await {
@@ -386,12 +383,31 @@ impl DatabaseManager {
         self.pool.name()
     }
 
-    /// One attempt of a closure. `stale` tells whether an earlier one met a stale statement cache.
+    pub(crate) fn run<T, F, Fut>(
+        &self,
+        call: Call,
+        want: Want,
+        taken: CallSite,
+        f: F,
+    ) -> impl Future<Output = Result<T, CallError<Error>>>
+    where
+        F: Fn(Conn) -> Fut,
+        Fut: Future<Output = Result<T, Error>> + Send,
+    {
+        let task = Task { want, idempotent: call.is_idempotent(), taken };
+        async move {
+            let (f, stale) = (&f, &AtomicBool::new(false));
+            let operation = |attempt| Box::pin(self.attempt(attempt, task, f, stale));
+            self.pipeline.run(call, &PgClassifier, operation).await
+        }
+    }
+
+    /// One attempt of a closure, begun again where a host was lost. `stale` tells whether an earlier one met a stale statement cache.
     /// Large: box it, for each layer around it would hold it by value.
-    async fn attempt<T, F, Fut>(
+    pub(crate) async fn attempt<T, F, Fut>(
         &self,
         attempt: Attempt,
-        taken: CallSite,
+        task: Task,
         f: &F,
         stale: &AtomicBool,
     ) -> Result<T, Error>
@@ -400,16 +416,29 @@ impl DatabaseManager {
         Fut: Future<Output = Result<T, Error>>,
     {
         let hurried = attempt.deadline.remaining() < SHORTEST_FAIR_ATTEMPT;
-        let report = Arc::new(Report::default());
-        let in_all = attempt.deadline.remaining();
-        let conn = self.pool.acquire(attempt.deadline, taken).await?.reporting_to(&report);
-        conn.fairly(in_all, attempt.deadline, f).await.map_err(|error| {
-            let Error::Sql(sql) = &error else { return error };
-            let stale = is_stale_plan(&sql.error) && stale.swap(true, Ordering::Relaxed);
-            let context = Context { hurried, stale, ..report.context_of(&sql.error) };
-            let endpoint = report.endpoint_of(&sql.error);
-            error.at(context).told_by(endpoint)
-        })
+        let mut repeats = self.repeats(task.idempotent);
+        loop {
+            let report = Arc::new(Report::default());
+            let in_all = attempt.deadline.remaining();
+            let conn = self.pool.acquire_for(task.want, attempt.deadline, task.taken).await?;
+            let conn = conn.reporting_to(&report);
+            let result = conn.fairly(in_all, attempt.deadline, f).await.map_err(|error| {
+                let Error::Sql(sql) = &error else { return error };
+                let stale = is_stale_plan(&sql.error) && stale.swap(true, Ordering::Relaxed);
+                let context = Context { hurried, stale, ..report.context_of(&sql.error) };
+                let endpoint = report.endpoint_of(&sql.error);
+                error.at(context).told_by(endpoint)
+            });
+            let Err(mut error) = result else { return result };
+            if !repeats.may_follow(&mut error) {
+                return Err(error);
+            }
+            tracing::debug!(target: "shared_external::postgres", pool = %self.name(), %error, "begun again on another connection");
+        }
+    }
+
+    pub(crate) fn repeats(&self, idempotent: bool) -> Repeats<'_> {
+        Repeats::new(self.pool.connector.topology(), idempotent)
     }
 
     /// [`acquire`](Self::acquire), for whom `taken` says.
@@ -448,12 +477,27 @@ impl DatabaseManager {
     ) -> Result<T, Error> {
         let prepare = &prepare;
         let operation = |attempt: Attempt| async move {
-            let conn = self.pool.acquire(attempt.deadline, taken).await?;
-            prepare(conn.limited(self.attempt_timeout)).await
+            let mut repeats = self.repeats(true);
+            loop {
+                let conn = self.pool.acquire(attempt.deadline, taken).await?;
+                let result = prepare(conn.limited(self.attempt_timeout)).await;
+                let Err(mut error) = result else { return result };
+                if !repeats.may_follow(&mut error) {
+                    return Err(error);
+                }
+            }
         };
         let result = self.pipeline.run(Call::read().named(name), &PgClassifier, operation).await;
         result.map_err(|error| self.error_of(error))
     }
+}
+
+/// What an attempt must know of its call.
+#[derive(Clone, Copy)]
+pub(crate) struct Task {
+    pub(crate) want: Want,
+    pub(crate) idempotent: bool,
+    pub(crate) taken: CallSite,
 }
 
 impl fmt::Debug for DatabaseManager {

@@ -5,7 +5,9 @@
 //! A connection that was used a moment ago is lent as it is; one that lay idle for long is asked first.
 
 mod place;
+mod queue;
 mod reaper;
+mod split;
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -13,24 +15,27 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures_util::{StreamExt, TryStreamExt, stream};
-use resilience_core::{Deadline, Event, Name, PoolStatus, Standstill, emit};
-use tokio::sync::{Semaphore, TryAcquireError};
+use resilience_core::{
+    CircuitBreaker, CircuitState, Deadline, Event, Name, PoolStatus, Standstill, emit,
+};
+use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout_at};
 
 use crate::cancel::Canceller;
 use crate::config::DatabaseConfig;
 use crate::conn::Conn;
-use crate::connector::Connector;
+use crate::connector::{Connector, Opened};
 use crate::defaults::{LIFETIME_JITTER, SHORTEST_FAIR_ATTEMPT};
-use crate::error::{Error, Exhausted, Unreachable};
+use crate::error::{Error, Unreachable};
 use crate::follow::Followers;
 use crate::holders::{CallSite, Holders};
 use crate::listen::Listeners;
+use crate::scout::Scout;
 use crate::session::Session;
-use crate::track::silence;
 
 pub(crate) use place::Place;
+pub(crate) use split::Want;
 
 /// Time for which this process must have stood still for an idle connection to be asked before it is lent:
 /// the end of many at once may have gone by unheard, and each would fail a call.
@@ -39,7 +44,8 @@ const SUSPICIOUS: Duration = Duration::from_secs(1);
 /// The longest that an idle connection may take to answer.
 const TEST_LIMIT: Duration = Duration::from_secs(1);
 
-/// Connections that one warm-up opens at a time: a server forks a process for each.
+/// Connections that one warm-up opens at a time, or those who have waited for a primary: a server forks a process
+/// for each.
 const OPENED_AT_ONCE: usize = 8;
 
 pub(crate) struct Pool {
@@ -56,6 +62,8 @@ pub(crate) struct Pool {
     test_after: Duration,
     leak_threshold: Option<Duration>,
     places: Semaphore,
+    /// To connect to a primary that was waited for.
+    turns: Semaphore,
     shelf: Mutex<Shelf>,
     waiting: AtomicUsize,
     /// Why connections cannot be opened, since the last that could or that came back well.
@@ -64,6 +72,9 @@ pub(crate) struct Pool {
     reaper: Mutex<Option<JoinHandle<()>>>,
     followers: Followers,
     pub(crate) listeners: Listeners,
+    scout: Scout,
+    /// What stands before the database as a whole.
+    breaker: CircuitBreaker,
 }
 
 /// What lies here, and who has the rest.
@@ -87,7 +98,11 @@ impl Shelf {
 }
 
 impl Pool {
-    pub(crate) fn new(config: &DatabaseConfig, connector: Connector) -> Arc<Self> {
+    pub(crate) fn new(
+        config: &DatabaseConfig,
+        connector: Connector,
+        breaker: CircuitBreaker,
+    ) -> Arc<Self> {
         let size = config.tuning.pool_size as usize;
         let limit = size + config.tuning.max_overflow as usize;
         let connector = Arc::new(connector);
@@ -105,6 +120,7 @@ impl Pool {
             test_after: config.tuning.test_after,
             leak_threshold: config.tuning.leak_threshold,
             places: Semaphore::new(limit),
+            turns: Semaphore::new(OPENED_AT_ONCE),
             shelf: Mutex::new(Shelf { idle: Vec::new(), room: size, holders: Holders::default() }),
             waiting: AtomicUsize::new(0),
             trouble: Mutex::new(None),
@@ -112,6 +128,8 @@ impl Pool {
             reaper: Mutex::new(None),
             followers: Followers::default(),
             listeners: Listeners::default(),
+            scout: Scout::default(),
+            breaker,
         })
     }
 
@@ -119,13 +137,27 @@ impl Pool {
         &self.name
     }
 
-    /// Lends a connection by `deadline` to whom `taken` says. The pool's own time limits the wait for a place
-    /// alone: one that was long must not leave the connect so little that the server is taken for unreachable.
-    pub(crate) async fn acquire(
+    /// Lends a connection by `deadline` to whom `taken` says, to wherever the manager's connections go.
+    pub(crate) fn acquire(
         self: &Arc<Self>,
         deadline: Deadline,
         taken: CallSite,
+    ) -> impl Future<Output = Result<Conn, Error>> {
+        self.acquire_for(Want::Primary, deadline, taken)
+    }
+
+    /// Lends a connection by `deadline` to whom `taken` says. The pool's own time limits the wait for a place
+    /// alone: one that was long must not leave the connect so little that the server is taken for unreachable.
+    pub(crate) async fn acquire_for(
+        self: &Arc<Self>,
+        want: Want,
+        deadline: Deadline,
+        taken: CallSite,
     ) -> Result<Conn, Error> {
+        if self.connector.topology().splits_reads() {
+            // Boxed: every future that borrows would carry it.
+            return Box::pin(self.acquire_split(want, deadline, taken)).await;
+        }
         if let Some(mut place) = self.try_place()? {
             let now = Instant::now();
             if let Some(session) = self.take_idle(&mut place, now, taken).await {
@@ -211,6 +243,8 @@ impl Pool {
         let all = u32::try_from(self.limit).unwrap_or(u32::MAX);
         let returned = timeout_at(deadline.instant(), self.places.acquire_many(all)).await;
         self.places.close();
+        // Who looks at the hosts sees that nobody needs it any more.
+        self.connector.topology().call();
         let idle = {
             let mut shelf = self.shelf();
             shelf.room = 0;
@@ -244,6 +278,19 @@ impl Pool {
         self.canceller.tidy();
     }
 
+    /// Starts what looks at the hosts, where there are several.
+    pub(crate) fn ensure_scout(self: &Arc<Self>) {
+        self.scout.ensure(self);
+    }
+
+    /// The primary is another: what failed was another server, so its failures keep nobody from this one.
+    pub(crate) fn follow_the_primary(&self) {
+        self.settle_trouble(None);
+        if matches!(self.breaker.state(), CircuitState::Open | CircuitState::HalfOpen) {
+            self.breaker.reset();
+        }
+    }
+
     pub(crate) fn is_closed(&self) -> bool {
         self.places.is_closed()
     }
@@ -255,60 +302,6 @@ impl Pool {
             true => Error::Closed { pool },
             false => Error::Draining { pool },
         }
-    }
-
-    fn try_place(self: &Arc<Self>) -> Result<Option<Place>, Error> {
-        match self.places.try_acquire() {
-            Ok(permit) => {
-                permit.forget();
-                Ok(Some(Place::new(self)))
-            }
-            Err(TryAcquireError::NoPermits) => Ok(None),
-            Err(TryAcquireError::Closed) => Err(self.refusal()),
-        }
-    }
-
-    async fn queue(self: &Arc<Self>, deadline: Deadline, started: Instant) -> Result<Place, Error> {
-        self.waiting.fetch_add(1, Ordering::Relaxed);
-        let _queued = Queued(self);
-        match timeout_at(deadline.instant(), self.places.acquire()).await {
-            Ok(Ok(permit)) => {
-                permit.forget();
-                Ok(Place::new(self))
-            }
-            Ok(Err(_)) => Err(self.refusal()),
-            Err(_) => Err(self.waited_in_vain(started)),
-        }
-    }
-
-    /// Exhausted, if connections work; else why they do not.
-    fn waited_in_vain(&self, started: Instant) -> Error {
-        emit(&Event::AcquireTimedOut { pool: &self.name });
-        let now = Instant::now();
-        let waited = now.saturating_duration_since(started);
-        let (in_use, longest) = {
-            let holders = &self.shelf().holders;
-            (holders.len(), holders.longest(now))
-        };
-        if let Some(trouble) = &*self.trouble.lock().unwrap_or_else(PoisonError::into_inner) {
-            return trouble.clone().into();
-        }
-        if in_use == 0 {
-            // Every place is taken by someone who is still connecting.
-            let endpoints = self.connector.endpoints.candidates();
-            let label =
-                endpoints.first().map_or_else(|| "any endpoint".into(), |it| Arc::clone(&it.label));
-            return Unreachable::new(label, silence(waited)).into();
-        }
-        Exhausted {
-            pool: self.name.clone(),
-            limit: self.limit,
-            in_use,
-            waited,
-            longest,
-            spent: false,
-        }
-        .into()
     }
 
     /// The connection that came back last, unless it may not be used on or does not answer when asked.
@@ -378,7 +371,18 @@ impl Pool {
         taken: CallSite,
         queued: Duration,
     ) -> Result<Conn, Error> {
+        let turn = match self.connector.topology().lacks_primary() {
+            // Boxed: it is seldom needed, and every future that borrows would carry it.
+            true => Some(Box::pin(self.turn(deadline)).await?),
+            false => None,
+        };
+        if turn.is_some()
+            && let Some(session) = self.take_returned(&mut place, taken).await
+        {
+            return Ok(self.lend(session, place, Instant::now(), queued, Duration::ZERO));
+        }
         let (session, elapsed) = self.open_session(deadline).await?;
+        drop(turn);
         let now = Instant::now();
         place.hold(now, taken);
         Ok(self.lend(session, place, now, queued, elapsed))
@@ -406,6 +410,7 @@ impl Pool {
     ) -> Result<(Session, Duration), Error> {
         // Before the connect: what is out of date may be why it fails.
         self.followers.ensure(self);
+        self.ensure_scout();
         let (opening, standstill) = (Instant::now(), Standstill::watch());
         let hurried = deadline.remaining_at(opening) < SHORTEST_FAIR_ATTEMPT;
         let opened = match self.connector.open(deadline).await {
@@ -421,12 +426,17 @@ impl Pool {
             }
         };
         self.settle_trouble(None);
+        Ok(self.settle_opened(opened, opening))
+    }
+
+    /// A connection that has just been opened, as one of the pool's; and how long it took since `opening`.
+    fn settle_opened(self: &Arc<Self>, opened: Opened, opening: Instant) -> (Session, Duration) {
         let now = Instant::now();
         let elapsed = now.saturating_duration_since(opening);
         emit(&Event::ConnectionCreated { pool: &self.name, elapsed });
         let session = Session::new(opened, now + self.lifetime());
         self.ensure_reaper();
-        Ok((session, elapsed))
+        (session, elapsed)
     }
 
     fn lend(
@@ -477,16 +487,9 @@ impl fmt::Debug for Pool {
     }
 }
 
-struct Queued<'a>(&'a Pool);
-
-impl Drop for Queued<'_> {
-    fn drop(&mut self) {
-        self.0.waiting.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use resilience_core::Outcome;
     use tokio::time::advance;
 
     use super::*;
@@ -501,7 +504,8 @@ mod tests {
     ) -> Arc<Pool> {
         let builder = DatabaseConfig::builder("postgresql://app@db.invalid/app");
         let config = change(builder).build().unwrap();
-        Pool::new(&config, Connector::new(&config, Connector::hosts(&config)))
+        let connector = Connector::new(&config, Connector::hosts(&config));
+        Pool::new(&config, connector, CircuitBreaker::new("test"))
     }
 
     /// A place of `pool` that is held by `word`.
@@ -538,6 +542,20 @@ mod tests {
         drop(place);
         assert_eq!(pool.status().in_use, 0);
         assert_eq!(pool.shelf().holders.longest(Instant::now()), None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn another_primary_closes_a_circuit_that_the_last_one_opened_and_no_other() {
+        let pool = pool(|it| it);
+        for _ in 0..pool.breaker.settings().fail_max.unwrap() {
+            pool.breaker.try_acquire().unwrap().settle(Outcome::Failure);
+        }
+        assert_eq!(pool.breaker.state(), CircuitState::Open);
+        pool.follow_the_primary();
+        assert_eq!(pool.breaker.state(), CircuitState::Closed);
+        pool.breaker.force_open();
+        pool.follow_the_primary();
+        assert_eq!(pool.breaker.state(), CircuitState::ForcedOpen, "somebody wanted it open");
     }
 
     #[tokio::test(start_paused = true)]

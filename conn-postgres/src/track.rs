@@ -22,7 +22,7 @@ use crate::statement::{Kind, Statement};
 
 /// What is known of a connection beyond what the driver tells.
 pub(crate) struct Track {
-    origin: Arc<Origin>,
+    pub(crate) origin: Arc<Origin>,
     epoch: u64,
     pub(crate) greeting: Greeting,
     dies_at: Instant,
@@ -187,7 +187,8 @@ impl Track {
         let unsent = matches!(error, sqlx::Error::Encode(_) | sqlx::Error::InvalidArgument(_));
         let phase = if unsent { Phase::Unsent } else { phase };
         // What the operation itself may have done is in its phase.
-        let context = Context { phase, effect: self.effect, hurried: false, stale: false };
+        let context =
+            Context { phase, effect: self.effect, hurried: false, stale: false, one_host: false };
         let endpoint = Arc::clone(&self.origin.label);
         self.struck = Some(Strike { mark: mark(error), context, endpoint });
         match harm(error) {
@@ -229,7 +230,7 @@ pub(crate) fn silence(limit: Duration) -> sqlx::Error {
 }
 
 /// Whether it was we who waited no longer: the system's own timeout has a number.
-fn is_silence(error: &io::Error) -> bool {
+pub(crate) fn is_silence(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::TimedOut && error.raw_os_error().is_none()
 }
 

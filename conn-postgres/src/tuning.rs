@@ -21,6 +21,7 @@ pub(crate) struct Tuning {
     pub(crate) max_lifetime: Duration,
     pub(crate) test_after: Duration,
     pub(crate) leak_threshold: Option<Duration>,
+    pub(crate) max_replica_lag: Duration,
 }
 
 impl Tuning {
@@ -37,6 +38,7 @@ impl Tuning {
             ("max_lifetime", Duration(&mut self.max_lifetime)),
             ("test_after", Duration(&mut self.test_after)),
             ("leak_threshold", Limit(&mut self.leak_threshold)),
+            ("max_replica_lag", Duration(&mut self.max_replica_lag)),
         ];
         own.into_iter().chain(self.resilience.quantities("attempt_timeout"))
     }
@@ -74,6 +76,7 @@ impl Default for Tuning {
             max_lifetime: defaults::MAX_LIFETIME,
             test_after: defaults::TEST_AFTER,
             leak_threshold: defaults::LEAK_THRESHOLD,
+            max_replica_lag: defaults::MAX_REPLICA_LAG,
         }
     }
 }

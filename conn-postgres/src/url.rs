@@ -9,6 +9,8 @@ use sqlx::postgres::PgSslMode;
 use sqlx_core::percent_encoding::percent_decode_str;
 use url::form_urlencoded;
 
+use crate::role::TargetSessionAttrs;
+
 const PORT: u16 = 5432;
 const SCHEMES: [&str; 4] = ["postgres", "postgresql", "postgresql+asyncpg", "postgres+asyncpg"];
 pub(crate) const FORM: &str = "postgresql://user:password@host:5432/database, with special characters in user and password percent-encoded";
@@ -28,6 +30,7 @@ pub(crate) struct Target {
     pub(crate) application_name: Option<String>,
     pub(crate) statement_cache: Option<usize>,
     pub(crate) pgbouncer: Option<bool>,
+    pub(crate) attrs: Option<TargetSessionAttrs>,
     /// Settings of the server's session, in the URL's order.
     pub(crate) options: Vec<(String, String)>,
 }
@@ -199,9 +202,12 @@ impl Reader<'_> {
                 }
                 None => "-c name=value or --name=value, separated by spaces",
             },
-            "target_session_attrs" => match value {
-                "any" => return,
-                _ => "any",
+            "target_session_attrs" => match value.parse() {
+                Ok(attrs) => {
+                    target.attrs = Some(attrs);
+                    return;
+                }
+                Err(_) => TargetSessionAttrs::WORDS,
             },
             "sslrootcert" => return target.ca_file = Some(value.into()),
             "sslcert" => return target.client_cert_file = Some(value.into()),
@@ -215,7 +221,7 @@ impl Reader<'_> {
                     return target.options.push((name.to_owned(), value.to_owned()));
                 }
                 None => {
-                    let allowed = "no such parameter; allowed: host, port, user, password, dbname, sslmode, sslrootcert, sslcert, sslkey, application_name, options, statement-cache-capacity, pgbouncer";
+                    let allowed = "no such parameter; allowed: host, port, user, password, dbname, sslmode, sslrootcert, sslcert, sslkey, application_name, options, target_session_attrs, statement-cache-capacity, pgbouncer";
                     self.wrong.push((self.with_parameter(key), allowed.to_owned()));
                     return;
                 }
@@ -315,6 +321,14 @@ mod tests {
     }
 
     #[test]
+    fn the_role_is_read_in_libpqs_words() {
+        let attrs = |url| parse(url).ok().unwrap().attrs;
+        assert_eq!(attrs("postgres://a,b/d"), None);
+        let url = "postgres://a,b/d?target_session_attrs=prefer-standby";
+        assert_eq!(attrs(url), Some(TargetSessionAttrs::PreferStandby));
+    }
+
+    #[test]
     fn a_password_may_hold_anything_percent_encoded() {
         let target = parse("postgres://us%40er:p%40s%2Fs%3A%25%23@host/d%20b").ok().unwrap();
         assert_eq!(target.user.as_deref(), Some("us@er"));
@@ -339,7 +353,7 @@ mod tests {
             "postgres://user:hunter2@host/db?port=x",
             "postgres://user:%ffhunter2@host/db",
             "postgres://host/db?sslpassword=hunter2",
-            "postgres://u:hunter2@host/db?target_session_attrs=primary",
+            "postgres://u:hunter2@host/db?target_session_attrs=hunter2",
             "postgres://u:hunter2@host/db?options=-d%20x",
             "postgres://user:hun@ter2@host/db?nothing=1",
         ] {

@@ -4,7 +4,7 @@ mod support;
 
 use std::time::Duration;
 
-use conn_postgres::DatabaseManager;
+use conn_postgres::{DatabaseManager, TargetSessionAttrs};
 use resilience_core::{Address, Deadline, Endpoint, EndpointSet};
 use support::{State, Wire, admin, backends, config, eventually, server};
 
@@ -45,6 +45,8 @@ async fn the_next_healthy_endpoint_is_used_and_an_empty_set_is_an_error_that_pas
     let both = EndpointSet::fixed([endpoint(&first), endpoint(&second)]);
     let (sender, endpoints) = tokio::sync::watch::channel(both.clone());
     let (builder, _) = config();
+    // Whichever: nobody looks at both beside the pool.
+    let builder = builder.target_session_attrs(TargetSessionAttrs::Any);
     let builder = builder.base_delay(Duration::from_millis(10)).fail_max(1000);
     let config = builder.build().unwrap();
     let db = DatabaseManager::connect_to(config, endpoints).unwrap();

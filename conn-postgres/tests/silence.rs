@@ -4,7 +4,7 @@ mod support;
 
 use std::time::Duration;
 
-use conn_postgres::{Conn, DatabaseConfig, DatabaseManager, Error};
+use conn_postgres::{Conn, DatabaseConfig, DatabaseManager, Error, TargetSessionAttrs};
 use futures_util::TryStreamExt;
 use futures_util::future::join_all;
 use resilience_core::{Call, CallError, CircuitState, Deadline, HealthStatus};
@@ -139,6 +139,7 @@ async fn a_silent_first_host_leaves_time_for_the_second() {
         (Script::with(Welcome::Silence).await, Script::with(Welcome::Session).await);
     let hosts = format!("127.0.0.1:{},127.0.0.1:{}", silent.port, well.port);
     let config = DatabaseConfig::builder(format!("postgres://user@{hosts}/app?sslmode=disable"))
+        .target_session_attrs(TargetSessionAttrs::Any)
         .connect_timeout(Duration::from_secs(30))
         .acquire_timeout(Duration::from_secs(2));
     let db = DatabaseManager::connect(config.build().unwrap()).unwrap();
@@ -152,6 +153,18 @@ async fn a_silent_first_host_leaves_time_for_the_second() {
     assert!(again.elapsed() < Duration::from_secs(1), "what failed was tried first again");
     assert_eq!(silent.accepted(), 1);
     drop((held, other));
+}
+
+#[tokio::test]
+async fn a_silent_first_host_that_is_looked_at_holds_nobody_up() {
+    let (silent, well) =
+        (Script::with(Welcome::Silence).await, Script::with(Welcome::Session).await);
+    let hosts = format!("127.0.0.1:{},127.0.0.1:{}", silent.port, well.port);
+    let config = DatabaseConfig::builder(format!("postgres://user@{hosts}/app?sslmode=disable"));
+    let db = DatabaseManager::connect(config.build().unwrap()).unwrap();
+    within(Duration::from_millis(500), db.read(async |_| Ok(()))).await.unwrap();
+    let lent = join_all((0..4).map(|_| db.acquire())).await;
+    assert!(lent.iter().all(Result::is_ok));
 }
 
 #[tokio::test]
@@ -177,6 +190,7 @@ async fn a_server_that_takes_no_writes_sends_the_next_call_to_the_next_host() {
         (Script::with(Welcome::Session).await, Script::with(Welcome::Session).await);
     let hosts = format!("127.0.0.1:{},127.0.0.1:{}", standby.port, primary.port);
     let config = DatabaseConfig::builder(format!("postgres://user@{hosts}/app?sslmode=disable"))
+        .target_session_attrs(TargetSessionAttrs::Any)
         .base_delay(Duration::from_millis(1));
     let db = DatabaseManager::connect(config.build().unwrap()).unwrap();
     let runs = std::sync::atomic::AtomicUsize::new(0);

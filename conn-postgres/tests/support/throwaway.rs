@@ -23,6 +23,23 @@ pub struct Throwaway {
 impl Throwaway {
     /// A cluster that is not running yet.
     pub fn new() -> Self {
+        let server = Self::empty();
+        let args = ["-D", "data", "--no-sync", "--auth=trust", "--username=postgres", "--locale=C"];
+        server.run("initdb", &args);
+        server
+    }
+
+    /// A standby of `primary`, which must be running; not running yet itself.
+    pub fn standby_of(primary: &Self) -> Self {
+        let server = Self::empty();
+        let name =
+            format!("port={} host=127.0.0.1 user=postgres application_name=standby", primary.port);
+        let args = ["-D", "data", "--no-sync", "-R", "-X", "stream", "-c", "fast", "-d", &name];
+        server.run("pg_basebackup", &args);
+        server
+    }
+
+    fn empty() -> Self {
         static SERVERS: AtomicUsize = AtomicUsize::new(0);
         let number = SERVERS.fetch_add(1, Ordering::Relaxed);
         let dir =
@@ -41,14 +58,13 @@ impl Throwaway {
         };
         assert!(made.unwrap().success(), "cannot make {}", dir.display());
         let host = "127.0.0.1".to_owned();
-        let server = Self { dir, host, port, namespace: None, running: None };
-        let output = server
-            .command("initdb")
-            .args(["-D", "data", "--no-sync", "--auth=trust", "--username=postgres", "--locale=C"])
-            .output()
-            .unwrap();
+        Self { dir, host, port, namespace: None, running: None }
+    }
+
+    /// Runs a program to its end.
+    fn run(&self, program: &str, args: &[&str]) {
+        let output = self.command(program).args(args).output().unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        server
     }
 
     /// The same at the far end of `network`.
@@ -80,12 +96,19 @@ impl Throwaway {
         let url = self.url();
         let port = self.port.to_string();
         let host = self.host.as_str();
-        let args = ["-D", "data", "-h", host, "-p", &port, "-c", "unix_socket_directories=", "-F"];
+        let settings = [
+            "unix_socket_directories=",
+            // A standby that has lost its primary looks for it again, and at whether it is to be promoted.
+            "wal_retrieve_retry_interval=100ms",
+        ];
+        let settings = settings.iter().flat_map(|setting| ["-c", setting]);
+        let args = ["-D", "data", "-h", host, "-p", &port, "-F"].into_iter();
+        let args: Vec<_> = args.chain(settings).collect();
         let mut running = None;
         eventually("it answers", async || {
             let process: &mut Child = running.get_or_insert_with(|| {
                 let log = File::options().append(true).create(true).open(self.dir.join("log"));
-                self.command("postgres").args(args).stderr(log.unwrap()).spawn().unwrap()
+                self.command("postgres").args(&args).stderr(log.unwrap()).spawn().unwrap()
             });
             // After a kill, its orphans may need a moment to let go of the shared memory.
             if process.try_wait().unwrap().is_some() {
@@ -104,6 +127,34 @@ impl Throwaway {
     /// What it has written to its log so far.
     pub fn log(&self) -> String {
         std::fs::read_to_string(self.dir.join("log")).unwrap()
+    }
+
+    /// Ends sessions, writes everything down and to its standbys, and stops: `pg_ctl stop --mode fast`.
+    pub fn stop(&mut self) {
+        if let Some(mut process) = self.running.take() {
+            let _ = Command::new("kill").args(["-INT", &process.id().to_string()]).status();
+            process.wait().unwrap();
+        }
+    }
+
+    /// A connection past all that is under test.
+    pub async fn connect(&self) -> sqlx::PgConnection {
+        sqlx::PgConnection::connect(&self.url()).await.unwrap()
+    }
+
+    /// Runs `sql` on a connection of its own.
+    pub async fn sql(&self, sql: &str) {
+        let sql = sqlx::raw_sql(sqlx::AssertSqlSafe(sql.to_owned()));
+        sql.execute(&mut self.connect().await).await.unwrap();
+    }
+
+    /// What `sql` gives, on a connection of its own.
+    pub async fn ask<T>(&self, sql: &str) -> T
+    where
+        T: Send + Unpin + for<'r> sqlx::Decode<'r, sqlx::Postgres> + sqlx::Type<sqlx::Postgres>,
+    {
+        let sql = sqlx::AssertSqlSafe(sql.to_owned());
+        sqlx::query_scalar(sql).fetch_one(&mut self.connect().await).await.unwrap()
     }
 
     /// As a crash does.
@@ -168,6 +219,58 @@ impl Throwaway {
         };
         command.current_dir(&self.dir).stdin(Stdio::null()).stdout(Stdio::null());
         command
+    }
+}
+
+/// A primary and its synchronous standby, both running.
+pub struct Pair {
+    pub primary: Throwaway,
+    pub standby: Throwaway,
+}
+
+impl Pair {
+    /// What is acknowledged is on the standby's disk.
+    pub async fn start() -> Self {
+        let mut primary = Throwaway::new();
+        primary.start().await;
+        let mut standby = Throwaway::standby_of(&primary);
+        standby.start().await;
+        let attached = "SELECT count(*) FROM pg_stat_replication WHERE state = 'streaming'";
+        eventually("the standby streams", async || primary.ask::<i64>(attached).await == 1).await;
+        primary.sql("ALTER SYSTEM SET synchronous_standby_names = 'standby'").await;
+        primary.sql("SELECT pg_reload_conf()").await;
+        let synchronous = "SELECT count(*) FROM pg_stat_replication WHERE sync_state = 'sync'";
+        eventually("it is synchronous", async || primary.ask::<i64>(synchronous).await == 1).await;
+        Self { primary, standby }
+    }
+
+    /// Both, the primary first.
+    pub fn url(&self) -> String {
+        let (primary, standby) = (self.primary.port, self.standby.port);
+        format!(
+            "postgresql://postgres@127.0.0.1:{primary},127.0.0.1:{standby}/postgres?sslmode=disable"
+        )
+    }
+
+    /// Both, the standby first.
+    pub fn url_reversed(&self) -> String {
+        let (primary, standby) = (self.primary.port, self.standby.port);
+        format!(
+            "postgresql://postgres@127.0.0.1:{standby},127.0.0.1:{primary}/postgres?sslmode=disable"
+        )
+    }
+
+    /// Makes the standby a primary; returns when it is told to be, which is before it takes writes.
+    pub async fn promote(&self) {
+        self.standby.sql("SELECT pg_promote(false)").await;
+    }
+
+    /// Waits until the standby has replayed all that the primary has written.
+    pub async fn caught_up(&self) {
+        let position: i64 = self.primary.ask("SELECT (pg_current_wal_lsn() - '0/0')::int8").await;
+        let replayed = "SELECT (pg_last_wal_replay_lsn() - '0/0')::int8";
+        eventually("it is replayed", async || self.standby.ask::<i64>(replayed).await >= position)
+            .await;
     }
 }
 

@@ -39,6 +39,12 @@ impl Call {
         Self { operation: "write", ..Self::read() }
     }
 
+    /// Whether it may be repeated though it may have been executed.
+    #[must_use]
+    pub const fn is_idempotent(&self) -> bool {
+        self.idempotent
+    }
+
     /// The same call under another name: a fixed word, for it becomes a label.
     pub const fn named(self, operation: &'static str) -> Self {
         Self { operation, ..self }
