@@ -58,6 +58,7 @@ rows! {
         local(IfIdempotent), 1, Closed, long_wait;
 
     "connection lost" a_wire_cut_under_a_statement: service(IfIdempotent), 1, Closed, cut_wire;
+    "server silent" a_server_that_falls_silent: service(IfIdempotent), 1, Closed, silenced_wire;
     "08006" a_connection_failure: service(IfIdempotent), 1, Closed, fatal_by_script;
     "57P01" a_backend_ended_under_a_statement: service(IfIdempotent), 1, Closed, terminated_backend;
     "or COMMIT" a_backend_ended_under_commit: service(IfIdempotent), 1, Closed, terminated_at_commit;

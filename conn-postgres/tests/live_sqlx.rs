@@ -150,6 +150,8 @@ async fn queries_that_are_built_and_streams_that_are_spawned_run_as_they_did() {
             Ok::<_, sqlx::Error>(found)
         }
     };
+    // Both are open before, however quickly the streams follow each other.
+    drop((db.acquire().await.unwrap(), db.acquire().await.unwrap()));
     let spawned: Vec<_> = (0..4).map(|_| tokio::spawn(select(db.clone()))).collect();
     for found in spawned {
         let found = found.await.unwrap().unwrap();

@@ -37,17 +37,25 @@ pub async fn terminated_at_commit(_: &str) -> Told {
 }
 
 pub async fn cut_wire(_: &str) -> Told {
+    broken_wire(State::Down).await
+}
+
+pub async fn silenced_wire(_: &str) -> Told {
+    broken_wire(State::Silent).await
+}
+
+async fn broken_wire(how: State) -> Told {
     let wire = Wire::to(server()).await;
     let ground = Ground::over(&wire).await;
     let slow = || ground.counted("SELECT pg_sleep(9)");
     let call = ground.db.write(async |mut conn: Conn| Ok(conn.execute(slow()).await?));
     let cut = async {
         ground.strike("SELECT pid FROM pg_stat_activity WHERE wait_event = 'PgSleep'").await;
-        wire.set(State::Down);
+        wire.set(how);
     };
     let (call, ()) = tokio::join!(call, cut);
     wire.set(State::Up);
-    // It knows nothing of the cut.
+    // It knows nothing of it.
     ground.strike("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE true").await;
     ground.tell(call).await
 }
