@@ -54,7 +54,8 @@ async fn broken_wire(how: State) -> Told {
         wire.set(how);
     };
     let (call, ()) = tokio::join!(call, cut);
-    wire.set(State::Up);
+    // What fell silent would stay so.
+    wire.tear();
     // It knows nothing of it.
     ground.strike("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE true").await;
     ground.tell(call).await
