@@ -178,6 +178,10 @@ impl Pool {
 
     /// A connection that is idle and may be lent as it is; `None` where anything is to be waited for.
     pub(crate) fn acquire_idle(self: &Arc<Self>, taken: CallSite) -> Option<Conn> {
+        if self.connector.topology().splits_reads() {
+            // The last to come back may lead to a replica.
+            return None;
+        }
         self.places.try_acquire().ok()?.forget();
         let mut place = Place::new(self);
         let now = Instant::now();
