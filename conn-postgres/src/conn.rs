@@ -38,7 +38,7 @@ const FAIR_WAIT: u32 = 4;
 #[derive(Debug)]
 pub struct Conn {
     /// Taken when it goes back.
-    session: Option<Session>,
+    session: Option<Box<Session>>,
     place: Place,
     lent_at: Instant,
     /// How long the borrower waited because of other borrowers.
@@ -47,7 +47,12 @@ pub struct Conn {
 }
 
 impl Conn {
-    pub(crate) fn new(session: Session, place: Place, lent_at: Instant, queued: Duration) -> Self {
+    pub(crate) fn new(
+        session: Box<Session>,
+        place: Place,
+        lent_at: Instant,
+        queued: Duration,
+    ) -> Self {
         Self { session: Some(session), place, lent_at, queued, report: None }
     }
 

@@ -86,6 +86,8 @@ pub(crate) struct Endpoints {
     watched: WatchedEndpoints,
     /// The generation of the set that `known` was made from.
     seen: AtomicU64,
+    /// Nobody is left to change the set, and its last generation was seen.
+    settled: AtomicBool,
     known: Mutex<Vec<Arc<Origin>>>,
     /// From where to look at them.
     runtime: Option<Handle>,
@@ -110,6 +112,7 @@ impl Endpoints {
         let endpoints = Self {
             watched,
             seen: AtomicU64::new(0),
+            settled: AtomicBool::new(false),
             known: Mutex::default(),
             runtime,
             topology: Arc::new(Topology::new(rules)),
@@ -120,10 +123,16 @@ impl Endpoints {
 
     /// Follows the set if it has changed; says whether it had.
     pub(crate) fn refresh(&self) -> bool {
+        if self.settled.load(Ordering::Acquire) {
+            return false;
+        }
+        // Asked first: what is seen after that is the last.
+        let is_last = self.watched.has_changed().is_err();
         let changed = self.watched.borrow().generation != self.seen.load(Ordering::Acquire);
         if changed {
             self.learn();
         }
+        self.settled.store(is_last, Ordering::Release);
         changed
     }
 
@@ -239,6 +248,20 @@ mod tests {
         let after = origin.epoch();
         origin.lost(before);
         assert!(origin.is_current(after), "an old connection's loss says nothing of new ones");
+    }
+
+    #[test]
+    fn the_last_set_is_followed_though_its_sender_is_gone() {
+        let (sender, receiver) = watch::channel(EndpointSet::fixed(vec![endpoint(1)]));
+        let endpoints = Endpoints::watched(receiver, RULES, None);
+        assert!(!endpoints.refresh());
+        sender.send_modify(|set| {
+            set.endpoints = vec![endpoint(2)].into();
+            set.generation += 1;
+        });
+        drop(sender);
+        assert!(endpoints.refresh() && !endpoints.refresh());
+        assert_eq!(ports(&endpoints), [2]);
     }
 
     #[test]

@@ -80,7 +80,8 @@ pub(crate) struct Pool {
 /// What lies here, and who has the rest.
 struct Shelf {
     /// The last to come back is the first to go out, so that a quiet pool shrinks.
-    idle: Vec<Session>,
+    #[expect(clippy::vec_box, reason = "a word is moved with each loan, not the whole session")]
+    idle: Vec<Box<Session>>,
     /// How many may lie here: none once the pool is closed.
     room: usize,
     holders: Holders,
@@ -88,7 +89,7 @@ struct Shelf {
 
 impl Shelf {
     /// Gives `session` back where there is no room.
-    fn put(&mut self, session: Session) -> Option<Session> {
+    fn put(&mut self, session: Box<Session>) -> Option<Box<Session>> {
         if self.idle.len() >= self.room {
             return Some(session);
         }
@@ -178,6 +179,10 @@ impl Pool {
 
     /// A connection that is idle and may be lent as it is; `None` where anything is to be waited for.
     pub(crate) fn acquire_idle(self: &Arc<Self>, taken: CallSite) -> Option<Conn> {
+        if self.connector.topology().splits_reads() {
+            // The last to come back may lead to a replica.
+            return None;
+        }
         self.places.try_acquire().ok()?.forget();
         let mut place = Place::new(self);
         let now = Instant::now();
@@ -305,7 +310,12 @@ impl Pool {
     }
 
     /// The connection that came back last, unless it may not be used on or does not answer when asked.
-    async fn take_idle(&self, place: &mut Place, now: Instant, taken: CallSite) -> Option<Session> {
+    async fn take_idle(
+        &self,
+        place: &mut Place,
+        now: Instant,
+        taken: CallSite,
+    ) -> Option<Box<Session>> {
         if self.connector.endpoints.refresh() {
             self.sweep(now);
         }
@@ -340,9 +350,11 @@ impl Pool {
         if !track.is_current(now) || is_unneeded && !is_kept {
             return Fitness::Over;
         }
+        let idle = now.saturating_duration_since(track.idle_since);
+        // No standstill is longer than the time that it is looked for in.
         let is_doubtful = is_unneeded
-            || now.saturating_duration_since(track.idle_since) >= self.test_after
-            || Standstill::since(track.idle_since).time() >= SUSPICIOUS;
+            || idle >= self.test_after
+            || idle >= SUSPICIOUS && Standstill::since(track.idle_since).time() >= SUSPICIOUS;
         if is_doubtful { Fitness::Doubtful } else { Fitness::Good }
     }
 
@@ -352,7 +364,7 @@ impl Pool {
 
     /// Closes a connection that did not answer, and those that have been idle for as long: to ask each
     /// would cost its borrower as long again.
-    fn condemn(&self, session: Session) {
+    fn condemn(&self, session: Box<Session>) {
         let since = session.track.idle_since;
         let others: Vec<_> = {
             let idle = &mut self.shelf().idle;
@@ -407,7 +419,7 @@ impl Pool {
     async fn open_session(
         self: &Arc<Self>,
         deadline: Deadline,
-    ) -> Result<(Session, Duration), Error> {
+    ) -> Result<(Box<Session>, Duration), Error> {
         // Before the connect: what is out of date may be why it fails.
         self.followers.ensure(self);
         self.ensure_scout();
@@ -430,18 +442,22 @@ impl Pool {
     }
 
     /// A connection that has just been opened, as one of the pool's; and how long it took since `opening`.
-    fn settle_opened(self: &Arc<Self>, opened: Opened, opening: Instant) -> (Session, Duration) {
+    fn settle_opened(
+        self: &Arc<Self>,
+        opened: Opened,
+        opening: Instant,
+    ) -> (Box<Session>, Duration) {
         let now = Instant::now();
         let elapsed = now.saturating_duration_since(opening);
         emit(&Event::ConnectionCreated { pool: &self.name, elapsed });
-        let session = Session::new(opened, now + self.lifetime());
+        let session = Box::new(Session::new(opened, now + self.lifetime()));
         self.ensure_reaper();
         (session, elapsed)
     }
 
     fn lend(
         &self,
-        session: Session,
+        session: Box<Session>,
         place: Place,
         now: Instant,
         queued: Duration,

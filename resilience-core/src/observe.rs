@@ -2,18 +2,14 @@
 
 use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, LazyLock};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
-
-use arc_swap::ArcSwap;
 
 use crate::{CircuitState, Name};
 
-static OBSERVERS: LazyLock<ArcSwap<Vec<Arc<dyn Observe>>>> = LazyLock::new(ArcSwap::default);
-
-/// How many there are, so that a process without any pays for one load.
-static COUNT: AtomicUsize = AtomicUsize::new(0);
+/// The first of those who see every event. None ever leaves, so whoever tells them takes no lock and counts no
+/// references; a process without any pays for one load.
+static OBSERVERS: Seat = Seat::new();
 
 /// How deep events may nest that observers cause.
 const DEEPEST: u8 = 5;
@@ -62,18 +58,18 @@ pub trait Observe: Send + Sync {
 
 /// Adds `observer` to those that see every event, for the life of the process.
 pub fn add_observer(observer: Arc<dyn Observe>) {
-    OBSERVERS.rcu(|current| {
-        let mut observers = Vec::clone(current);
-        observers.push(Arc::clone(&observer));
-        observers
-    });
-    COUNT.fetch_add(1, Ordering::Release);
+    let mut next = Box::new(Seated { observer, behind: Seat::new() });
+    let mut seat = &OBSERVERS;
+    while let Err(refused) = seat.set(next) {
+        next = refused;
+        seat = &seat.get().expect("it was taken").behind;
+    }
 }
 
 /// Whether anyone sees events. What is only for them need not be made ready if not.
 #[inline]
 pub(crate) fn is_observed() -> bool {
-    COUNT.load(Ordering::Acquire) > 0
+    OBSERVERS.get().is_some()
 }
 
 /// Tells every observer of `event`. What they themselves cause while they are told is told too, up to four
@@ -83,8 +79,7 @@ pub fn emit(event: &Event<'_>) {
         return;
     }
     let Some(_telling) = Telling::begin() else { return };
-    let observers = OBSERVERS.load();
-    for observer in observers.iter() {
+    for Seated { observer, .. } in seated() {
         if let Err(panic) = catch_unwind(AssertUnwindSafe(|| observer.on_event(event))) {
             // What it threw may throw once more as it is dropped.
             if let Err(again) = catch_unwind(AssertUnwindSafe(|| drop(panic))) {
@@ -93,6 +88,18 @@ pub fn emit(event: &Event<'_>) {
             tracing::error!(target: "shared_external::observe", "an observer panicked; its event is lost");
         }
     }
+}
+
+/// Free until someone takes it, for good.
+type Seat = OnceLock<Box<Seated>>;
+
+struct Seated {
+    observer: Arc<dyn Observe>,
+    behind: Seat,
+}
+
+fn seated() -> impl Iterator<Item = &'static Seated> {
+    std::iter::successors(OBSERVERS.get(), |seated| seated.behind.get()).map(|seated| &**seated)
 }
 
 /// What is being told on this thread.

@@ -32,7 +32,7 @@ impl Place {
     }
 
     /// Gives the connection back: idle if it may be used on and there is room, else closed.
-    pub(crate) fn give_back(&mut self, mut session: Session, now: Instant) {
+    pub(crate) fn give_back(&mut self, mut session: Box<Session>, now: Instant) {
         let pool = &*self.pool;
         let (is_clean, is_current) = (session.is_clean(), session.track.is_current(now));
         if is_clean && pool.troubled.load(Ordering::Relaxed) {

@@ -68,7 +68,7 @@ impl Pool {
         self: &Arc<Self>,
         place: &mut Place,
         taken: CallSite,
-    ) -> Option<Session> {
+    ) -> Option<Box<Session>> {
         match self.connector.topology().splits_reads() {
             true => self.take_idle_to(None, place, taken),
             false => self.take_idle(place, Instant::now(), taken).await,

@@ -87,7 +87,7 @@ impl Pool {
         replica: Option<&Arc<Origin>>,
         place: &mut Place,
         taken: CallSite,
-    ) -> Option<Session> {
+    ) -> Option<Box<Session>> {
         let topology = self.connector.topology();
         let primary = match replica {
             None if topology.leads_writers() => Some(topology.primary()?),
@@ -98,7 +98,7 @@ impl Pool {
         let found = {
             let mut shelf = self.shelf();
             loop {
-                let leads_there = |session: &Session| {
+                let leads_there = |session: &Box<Session>| {
                     let origin = &session.track.origin;
                     replica.or(primary.as_ref()).is_none_or(|wanted| Arc::ptr_eq(origin, wanted))
                 };
@@ -132,7 +132,7 @@ impl Pool {
 
     fn hold_and_lend(
         &self,
-        session: Session,
+        session: Box<Session>,
         mut place: Place,
         taken: CallSite,
         queued: Duration,
