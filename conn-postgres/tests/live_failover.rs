@@ -9,9 +9,9 @@ use std::time::Duration;
 
 use conn_postgres::{Conn, DatabaseConfig, DatabaseManager};
 use resilience_core::{CircuitState, Deadline};
-use sqlx::{Connection, PgConnection};
+use sqlx::Connection;
 use support::eventually;
-use support::throwaway::{Pair, Throwaway};
+use support::throwaway::Pair;
 use tokio::time::{Instant, sleep};
 
 const TASKS: u64 = 32;
@@ -22,21 +22,6 @@ fn manager(pair: &Pair) -> DatabaseManager {
         .pool_size(TASKS as u32)
         .max_overflow(0);
     DatabaseManager::connect(config.build().unwrap()).unwrap()
-}
-
-/// Waits until `server` takes a write, by a look every 10 ms that is none of ours; says when.
-async fn accepts_writes(server: &Throwaway, sql: &'static str) -> Instant {
-    let mut probe: Option<PgConnection> = None;
-    loop {
-        let connected = match &mut probe {
-            Some(connection) => connection,
-            None => probe.insert(server.connect().await),
-        };
-        if sqlx::raw_sql(sql).execute(connected).await.is_ok() {
-            return Instant::now();
-        }
-        sleep(Duration::from_millis(10)).await;
-    }
 }
 
 /// What became of a write.
@@ -85,14 +70,12 @@ async fn a_primary_that_is_killed_under_load_loses_and_doubles_nothing() {
     eventually("there is traffic", async || next.load(Ordering::Relaxed) > 1_000).await;
 
     let killed = Instant::now();
-    // Every process of it: what is under way is cut off.
-    pair.primary.signal("KILL");
-    pair.primary.kill();
+    pair.kill_primary();
     // As long as it takes somebody to decide.
     let decision = Duration::from_millis(500);
     eventually("it is decided", async || killed.elapsed() >= decision).await;
     pair.promote().await;
-    let accepted = accepts_writes(&pair.standby, "INSERT INTO probes VALUES (now())").await;
+    let accepted = pair.standby.accepts("INSERT INTO probes VALUES (now())").await;
     let later = Duration::from_millis(1500);
     eventually("it has gone on for a while", async || accepted.elapsed() >= later).await;
     stop.store(true, Ordering::Relaxed);

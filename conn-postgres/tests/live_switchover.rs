@@ -100,22 +100,7 @@ async fn a_planned_switchover_holds_what_runs_and_fails_nothing() {
         .collect();
     eventually("there is traffic", async || next.load(Ordering::Relaxed) > 1_000).await;
 
-    // The recipe.
-    let started = Instant::now();
-    pair.primary.sql("ALTER SYSTEM SET default_transaction_read_only = on").await;
-    pair.primary.sql("SELECT pg_reload_conf()").await;
-    let running = "SELECT count(*) FROM pg_stat_activity \
-                   WHERE backend_type = 'client backend' AND state <> 'idle' AND pid <> pg_backend_pid()";
-    let read_only = "SELECT current_setting('default_transaction_read_only')::bool";
-    eventually("nothing is under way", async || {
-        pair.primary.ask::<bool>(read_only).await && pair.primary.ask::<i64>(running).await == 0
-    })
-    .await;
-    pair.primary.stop();
-    pair.promote().await;
-    let recovers = "SELECT pg_is_in_recovery()";
-    eventually("it is promoted", async || !pair.standby.ask::<bool>(recovers).await).await;
-    let held = started.elapsed();
+    let held = pair.switch_over().await;
     let promoted = next.load(Ordering::Relaxed);
     eventually("it goes on", async || next.load(Ordering::Relaxed) > promoted + 1_000).await;
     stop.store(true, Ordering::Relaxed);

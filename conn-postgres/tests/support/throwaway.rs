@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use sqlx::Connection;
+use tokio::time::{Instant, sleep};
 
 use super::eventually;
 use super::network::Network;
@@ -157,6 +158,15 @@ impl Throwaway {
         sqlx::query_scalar(sql).fetch_one(&mut self.connect().await).await.unwrap()
     }
 
+    /// Waits until it takes `write`, by a look every 10 ms that is none of what is under test; says when.
+    pub async fn accepts(&self, write: &'static str) -> Instant {
+        let mut probe = self.connect().await;
+        while sqlx::raw_sql(write).execute(&mut probe).await.is_err() {
+            sleep(Duration::from_millis(10)).await;
+        }
+        Instant::now()
+    }
+
     /// As a crash does.
     pub fn kill(&mut self) {
         if let Some(mut process) = self.running.take() {
@@ -263,6 +273,32 @@ impl Pair {
     /// Makes the standby a primary; returns when it is told to be, which is before it takes writes.
     pub async fn promote(&self) {
         self.standby.sql("SELECT pg_promote(false)").await;
+    }
+
+    /// A crash of the primary with every process of it: what is under way is cut off.
+    pub fn kill_primary(&mut self) {
+        self.primary.signal("KILL");
+        self.primary.kill();
+    }
+
+    /// The recipe of a planned switchover; how long the servers took for it.
+    pub async fn switch_over(&mut self) -> Duration {
+        let Self { primary, standby } = &mut *self;
+        let started = Instant::now();
+        primary.sql("ALTER SYSTEM SET default_transaction_read_only = on").await;
+        primary.sql("SELECT pg_reload_conf()").await;
+        let running = "SELECT count(*) FROM pg_stat_activity \
+                       WHERE backend_type = 'client backend' AND state <> 'idle' AND pid <> pg_backend_pid()";
+        let read_only = "SELECT current_setting('default_transaction_read_only')::bool";
+        eventually("nothing is under way", async || {
+            primary.ask::<bool>(read_only).await && primary.ask::<i64>(running).await == 0
+        })
+        .await;
+        primary.stop();
+        standby.sql("SELECT pg_promote(false)").await;
+        let recovers = "SELECT pg_is_in_recovery()";
+        eventually("it is promoted", async || !standby.ask::<bool>(recovers).await).await;
+        started.elapsed()
     }
 
     /// Waits until the standby has replayed all that the primary has written.

@@ -1,12 +1,17 @@
-//! What `conn-postgres` costs beside the driver alone and beside other pools, on a server of its own.
+//! What `conn-postgres` costs beside the driver alone and beside other pools, and what its users feel of a failover, a
+//! switchover and a silent network: on servers of its own.
 //!
-//! The server is a throw-away one, in the clear on loopback: what a pool adds shows best where the rest is cheapest.
+//! The servers are throw-away ones, in the clear: what a pool adds shows best where the rest is cheapest.
 
 pub mod checkout;
 pub mod crowd;
+pub mod failover;
+mod load;
 pub mod roundtrip;
 mod server;
+pub mod silence;
 mod subjects;
+pub mod switchover;
 mod wire;
 
 use std::time::Duration;
@@ -14,6 +19,10 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep};
 
 pub use server::{CONNECTIONS, Server};
+
+#[path = "../../../conn-postgres/tests/support/network.rs"]
+#[allow(missing_docs, unreachable_pub, dead_code, reason = "the tests' own, as below")]
+mod network;
 
 #[path = "../../../conn-postgres/tests/support/throwaway.rs"]
 #[allow(

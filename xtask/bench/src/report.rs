@@ -14,9 +14,9 @@ pub struct Row {
     pub bench: String,
     /// The crate.
     pub subject: String,
-    /// The median, or the count.
+    /// The median, the count, or the worst of few rounds.
     pub value: f64,
-    /// `ns` or `allocations` for each operation, or `passed`.
+    /// `ns`, `allocations` or `round trips` for each operation; `ms` for each round; `passed`; or what is counted.
     pub unit: &'static str,
     /// The crate that it is compared with.
     pub against: Option<&'static str>,

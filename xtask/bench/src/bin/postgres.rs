@@ -1,8 +1,8 @@
-//! `postgres [--json]`: `conn-postgres` beside the driver and other pools, on a server that it starts.
+//! `postgres [--json]`: `conn-postgres` beside the driver and other pools, and under mishaps, on servers that it starts.
 
 use std::process::ExitCode;
 
-use bench::postgres::{Server, checkout, crowd, roundtrip};
+use bench::postgres::{Server, checkout, crowd, failover, roundtrip, silence, switchover};
 use bench::report::{Report, rows};
 use bench::timing;
 
@@ -14,6 +14,9 @@ fn main() -> ExitCode {
     report.add(&crowd::pings(&server));
     roundtrip::times(&server).iter().for_each(|row| report.add(row));
     crowd::times(&server).iter().for_each(|row| report.add(row));
+    failover::rows().iter().for_each(|row| report.add(row));
+    switchover::rows().iter().for_each(|row| report.add(row));
+    silence::rows().iter().for_each(|row| report.add(row));
     let _inside = timing::RUNTIME.enter();
     // Once installed they stay, so this comes last.
     monitoring::install_metrics();

@@ -35,7 +35,8 @@ pub(super) async fn one_of_ours(server: &Server) -> DatabaseManager {
         .await
 }
 
-async fn connected(config: DatabaseConfigBuilder) -> DatabaseManager {
+/// Ours with these settings, connected.
+pub(super) async fn connected(config: DatabaseConfigBuilder) -> DatabaseManager {
     let config = config.build().expect("the settings are valid");
     let db = DatabaseManager::connect(config).expect("the settings are valid");
     db.warm_up(Deadline::within(PATIENCE)).await.expect("the server answers");
