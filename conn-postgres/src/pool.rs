@@ -4,6 +4,7 @@
 //! one takes an idle connection or opens a new one. Giving back needs no I/O, so neither does dropping.
 //! A connection that was used a moment ago is lent as it is; one that lay idle for long is asked first.
 
+mod fitness;
 mod place;
 mod queue;
 mod reaper;
@@ -34,12 +35,9 @@ use crate::listen::Listeners;
 use crate::scout::Scout;
 use crate::session::Session;
 
+use fitness::Fitness;
 pub(crate) use place::Place;
 pub(crate) use split::Want;
-
-/// Time for which this process must have stood still for an idle connection to be asked before it is lent:
-/// the end of many at once may have gone by unheard, and each would fail a call.
-const SUSPICIOUS: Duration = Duration::from_secs(1);
 
 /// The longest that an idle connection may take to answer.
 const TEST_LIMIT: Duration = Duration::from_secs(1);
@@ -344,24 +342,6 @@ impl Pool {
         }
     }
 
-    fn fitness(&self, session: &Session, now: Instant, is_kept: bool) -> Fitness {
-        let track = &session.track;
-        let is_unneeded = self.is_unneeded(session, now);
-        if !track.is_current(now) || is_unneeded && !is_kept {
-            return Fitness::Over;
-        }
-        let idle = now.saturating_duration_since(track.idle_since);
-        // No standstill is longer than the time that it is looked for in.
-        let is_doubtful = is_unneeded
-            || idle >= self.test_after
-            || idle >= SUSPICIOUS && Standstill::since(track.idle_since).time() >= SUSPICIOUS;
-        if is_doubtful { Fitness::Doubtful } else { Fitness::Good }
-    }
-
-    fn is_unneeded(&self, session: &Session, now: Instant) -> bool {
-        now.saturating_duration_since(session.track.idle_since) >= self.idle_timeout
-    }
-
     /// Closes a connection that did not answer, and those that have been idle for as long: to ask each
     /// would cost its borrower as long again.
     fn condemn(&self, session: Box<Session>) {
@@ -480,17 +460,6 @@ impl Pool {
         // No section panics half-way through a change.
         self.shelf.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// Whether an idle connection can be lent.
-#[derive(Clone, Copy, Eq, PartialEq)]
-enum Fitness {
-    /// As it is.
-    Good,
-    /// If it answers.
-    Doubtful,
-    /// No longer.
-    Over,
 }
 
 impl fmt::Debug for Pool {

@@ -98,11 +98,13 @@ impl Pool {
         let found = {
             let mut shelf = self.shelf();
             loop {
-                let leads_there = |session: &Box<Session>| {
+                let leads_there = |session: &Session| {
                     let origin = &session.track.origin;
                     replica.or(primary.as_ref()).is_none_or(|wanted| Arc::ptr_eq(origin, wanted))
                 };
-                let Some(index) = shelf.idle.iter().rposition(leads_there) else { break None };
+                let Some(index) = shelf.idle.iter().rposition(|it| leads_there(it)) else {
+                    break None;
+                };
                 let session = shelf.idle.remove(index);
                 if self.fitness(&session, now, false) == Fitness::Good {
                     place.ticket = Some(shelf.holders.enter(now, taken));
