@@ -25,6 +25,8 @@ pub(crate) struct Origin {
     demoted: AtomicBool,
     /// It is no longer among the endpoints.
     retired: AtomicBool,
+    /// It fell silent, and somebody asks whether it is back.
+    is_awaited: Arc<AtomicBool>,
     /// Hears of each loss.
     topology: Weak<Topology>,
 }
@@ -43,6 +45,7 @@ impl Origin {
             epoch: AtomicU64::new(0),
             demoted: AtomicBool::new(false),
             retired: AtomicBool::new(false),
+            is_awaited: Arc::default(),
         }
     }
 
@@ -75,8 +78,24 @@ impl Origin {
         self.epoch.fetch_add(1, Ordering::AcqRel);
     }
 
+    /// The task of asking whether it is back, unless somebody has it.
+    pub(crate) fn await_comeback(&self) -> Option<Awaited> {
+        let is_free = !self.is_awaited.swap(true, Ordering::AcqRel);
+        is_free.then(|| Awaited(Arc::clone(&self.is_awaited)))
+    }
+
     pub(crate) fn demote(&self, demoted: bool) {
         self.demoted.store(demoted, Ordering::Release);
+    }
+}
+
+/// The task of asking whether a silent endpoint is back. Dropped, it is free again.
+#[derive(Debug)]
+pub(crate) struct Awaited(Arc<AtomicBool>);
+
+impl Drop for Awaited {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::Release);
     }
 }
 

@@ -27,6 +27,9 @@ const GSS_ENCRYPTION_REQUEST: [u8; 8] = [0, 0, 0, 8, 0x04, 0xD2, 0x16, 0x30];
 /// Addresses of one name that are asked.
 const ADDRESSES: usize = 4;
 
+/// How long one ask may take that nobody waits for.
+const ASK_LIMIT: Duration = Duration::from_millis(500);
+
 /// How long a look may take to find the address of a name that nobody has connected to yet.
 const RESOLVE_LIMIT: Duration = Duration::from_millis(100);
 
@@ -66,6 +69,11 @@ impl Look {
             self.lookout.answered();
         }
         result
+    }
+
+    /// Whether the server answers one ask now.
+    pub(crate) async fn is_answered(&self) -> bool {
+        matches!(timeout(ASK_LIMIT, Arc::clone(&self.peer).ask()).await, Ok(Ok(())))
     }
 
     /// Remembers where the name leads now, since a connection was opened there. Nobody waits for it: when the

@@ -4,6 +4,7 @@
 //! one takes an idle connection or opens a new one. Giving back needs no I/O, so neither does dropping.
 //! A connection that was used a moment ago is lent as it is; one that lay idle for long is asked first.
 
+mod comeback;
 mod fitness;
 mod place;
 mod queue;
@@ -286,8 +287,8 @@ impl Pool {
         self.scout.ensure(self);
     }
 
-    /// The primary is another: what failed was another server, so its failures keep nobody from this one.
-    pub(crate) fn follow_the_primary(&self) {
+    /// What failed is gone: the primary is another, or a server that was silent answers. Its failures keep nobody away.
+    pub(crate) fn begin_anew(&self) {
         self.settle_trouble(None);
         if matches!(self.breaker.state(), CircuitState::Open | CircuitState::HalfOpen) {
             self.breaker.reset();
@@ -536,10 +537,10 @@ mod tests {
             pool.breaker.try_acquire().unwrap().settle(Outcome::Failure);
         }
         assert_eq!(pool.breaker.state(), CircuitState::Open);
-        pool.follow_the_primary();
+        pool.begin_anew();
         assert_eq!(pool.breaker.state(), CircuitState::Closed);
         pool.breaker.force_open();
-        pool.follow_the_primary();
+        pool.begin_anew();
         assert_eq!(pool.breaker.state(), CircuitState::ForcedOpen, "somebody wanted it open");
     }
 

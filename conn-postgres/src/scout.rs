@@ -107,7 +107,7 @@ async fn keep_looking(pool: Weak<Pool>, origin: Arc<Origin>) {
         limit = LIMIT;
         let outcome = topology.record(&origin, look, alarms, started);
         if outcome.moved {
-            pool.follow_the_primary();
+            pool.begin_anew();
         }
         if outcome.condemned {
             pool.sweep(Instant::now());

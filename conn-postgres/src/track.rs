@@ -31,6 +31,8 @@ pub(crate) struct Track {
     pub(crate) busy: bool,
     /// The connection broke.
     lost: bool,
+    /// And that because nobody answered any more.
+    silenced: bool,
     pub(crate) in_transaction: bool,
     /// A statement of the open transaction failed.
     pub(crate) failed: bool,
@@ -59,6 +61,7 @@ impl Track {
             idle_since: Instant::now(),
             busy: false,
             lost: false,
+            silenced: false,
             in_transaction: false,
             failed: false,
             retired: false,
@@ -76,6 +79,11 @@ impl Track {
     /// Tells whether a server that does not answer is slow or silent.
     pub(crate) fn look(&self) -> &Look {
         &self.origin.look
+    }
+
+    /// Where it leads, if nobody answers there any more.
+    pub(crate) fn silent_origin(&self) -> Option<&Arc<Origin>> {
+        self.silenced.then_some(&self.origin)
     }
 
     /// Whether the connection was seen to break.
@@ -200,6 +208,7 @@ impl Track {
             }
         }
         if is_silent(error) {
+            self.silenced = true;
             // To notice it takes a while, which the next connect need not spend if there is another endpoint.
             self.origin.demote(true);
         }

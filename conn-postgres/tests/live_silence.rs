@@ -7,6 +7,7 @@ use std::time::Duration;
 use conn_postgres::{Conn, DatabaseConfig, DatabaseManager};
 use futures_util::TryStreamExt;
 use futures_util::future::join_all;
+use resilience_core::CircuitState;
 use sqlx::Executor;
 use support::network::Network;
 use support::throwaway::Throwaway;
@@ -140,6 +141,29 @@ async fn a_cable_that_is_pulled_is_noticed_within_a_second() {
     server.start().await;
     let db = manager(&server.url());
     endure("pulled cable", &db, |silent| network.set_up(!silent)).await;
+}
+
+#[tokio::test]
+async fn a_silence_that_opened_the_circuit_keeps_nobody_out_once_it_is_over() {
+    let mut server = Throwaway::new();
+    server.start().await;
+    let config = DatabaseConfig::builder(server.url()).pool_size(8).max_retries(0);
+    let db = DatabaseManager::connect(config.build().unwrap()).unwrap();
+    let sleep_long = async || sqlx::query("SELECT pg_sleep(60)").execute(&db).await;
+    let silence = async {
+        sleep(SECOND / 10).await;
+        server.signal("STOP");
+    };
+    let (calls, ()) = tokio::join!(join_all((0..8).map(|_| sleep_long())), silence);
+    assert!(calls.iter().all(Result::is_err));
+    assert_eq!(db.breaker().state(), CircuitState::Open, "the silence was not felt");
+    sleep(2 * SECOND).await;
+    assert_eq!(db.breaker().state(), CircuitState::Open, "it closed during the silence");
+    server.signal("CONT");
+    let began = Instant::now();
+    eventually("it is served", async || ask(&db).await.is_ok()).await;
+    println!("served {:?} after the silence", began.elapsed());
+    assert!(began.elapsed() < 2 * SECOND, "{:?}", began.elapsed());
 }
 
 #[tokio::test]

@@ -53,6 +53,9 @@ impl Place {
             true => session.close(),
             false => {
                 tracing::debug!(target: "shared_external::postgres", pool = %pool.name, ?session, "connection discarded");
+                if let Some(origin) = session.track.silent_origin() {
+                    self.pool.await_comeback(origin);
+                }
                 let cut = session.track.cut();
                 drop(session);
                 if let Some(cut) = cut {
