@@ -151,14 +151,18 @@ async fn a_silence_that_opened_the_circuit_keeps_nobody_out_once_it_is_over() {
     let db = DatabaseManager::connect(config.build().unwrap()).unwrap();
     let sleep_long = async || sqlx::query("SELECT pg_sleep(60)").execute(&db).await;
     let silence = async {
-        sleep(SECOND / 10).await;
+        eventually("all are in flight", async || db.status().in_use == 8).await;
         server.signal("STOP");
     };
     let (calls, ()) = tokio::join!(join_all((0..8).map(|_| sleep_long())), silence);
     assert!(calls.iter().all(Result::is_err));
-    assert_eq!(db.breaker().state(), CircuitState::Open, "the silence was not felt");
-    sleep(2 * SECOND).await;
-    assert_eq!(db.breaker().state(), CircuitState::Open, "it closed during the silence");
+    let opened = Instant::now();
+    eventually("two seconds have gone by", async || {
+        let state = db.breaker().state();
+        assert_eq!(state, CircuitState::Open, "{:?} after it was felt", opened.elapsed());
+        opened.elapsed() > 2 * SECOND
+    })
+    .await;
     server.signal("CONT");
     let began = Instant::now();
     eventually("it is served", async || ask(&db).await.is_ok()).await;

@@ -12,9 +12,6 @@ use super::throwaway::Throwaway;
 use super::{eventually, subjects};
 use crate::report::Row;
 
-/// No circuit is in the way, which would stay open for a while after the return.
-const FAIL_MAX: u32 = 1_000_000;
-
 /// Long enough for the calls to have been looked at before, and found slow but well.
 const BEFORE: Duration = Duration::from_secs(2);
 
@@ -39,8 +36,7 @@ pub fn rows() -> Vec<Row> {
         let config = DatabaseConfig::builder(server.url())
             .pool_size(TASKS)
             .max_overflow(0)
-            .attempt_timeout(Duration::from_secs(30))
-            .fail_max(FAIL_MAX);
+            .attempt_timeout(Duration::from_secs(30));
         let db = subjects::connected(config).await;
         let silence = |silent: bool| match &network {
             Some(network) => network.set_up(!silent),
