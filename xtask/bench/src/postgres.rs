@@ -33,10 +33,6 @@ mod network;
 )]
 mod throwaway;
 
-#[path = "../../../conn-postgres/tests/support/network.rs"]
-#[allow(missing_docs, unreachable_pub, dead_code, reason = "the tests' own")]
-mod network;
-
 /// Waits until `condition` holds.
 async fn eventually(what: &str, mut condition: impl AsyncFnMut() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(20);
